@@ -1,0 +1,413 @@
+"""FAMO: fast adaptive multitask optimization (Liu, Feng, Stone, Liu, NeurIPS 2023).
+
+The symbols are the paper's. For task i: the loss l_i, its lower bound b_i (``min_losses``),
+D_i = l_i - b_i + epsilon; the task-weighting logits xi (``logits``); the task weights
+z = softmax(xi).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from famo_jax import _core
+
+EPSILON = 1e-8
+
+
+class FamoState(NamedTuple):
+    """The state of FAMO. Everything has the default float dtype, whatever the parameters have."""
+
+    logits: jax.Array  # [K], xi
+    opt_state: optax.OptState  # of the logits' optimizer: Adam's moments
+    min_losses: jax.Array  # [K], b
+    losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
+
+
+# --- The weighted loss: equations 10 and 11 ------------------------------------------------------
+
+
+def _log_gap(losses: jax.Array, min_losses: jax.Array) -> jax.Array:
+    """The logarithm of D, ``[K]``."""
+    return jnp.log(losses - min_losses + EPSILON)
+
+
+@_core.scalarize.register
+def _(
+    state: FamoState, losses: jax.Array, *, where: jax.Array, normalizer: _core.Normalizer
+) -> jax.Array:
+    losses = _core.flatten_tasks(losses, "losses", state.logits.size)
+    # An absent task is weighed by the loss last seen, and left out before it was seen.
+    seen = where | jnp.isfinite(state.losses)
+    losses = jnp.where(where, losses, jnp.where(seen, state.losses, state.min_losses + 1))
+
+    log_d = _log_gap(losses, state.min_losses)
+    log_z = jax.nn.log_softmax(jnp.where(seen, state.logits, -jnp.inf))
+    match normalizer:
+        case "harmonic":
+            log_c = -jax.nn.logsumexp(log_z - log_d)
+        case "geometric":
+            log_c = jnp.sum(jnp.exp(log_z) * log_d)
+        case "arithmetic":
+            log_c = jax.nn.logsumexp(log_z + log_d)
+        case None:
+            log_c = jnp.zeros(())
+    cz = jax.lax.stop_gradient(jnp.exp(log_c + log_z))
+    return jnp.sum(jnp.where(where, cz, 0) * log_d)  # eq. 10: c * sum_i z_i log D_i
+
+
+def task_weights(state: chex.ArrayTree) -> jax.Array:
+    """The task weights z = softmax(xi).
+
+    Args:
+      state: A :class:`FamoState`, or an optimizer state that holds exactly one method's state.
+
+    Returns:
+      ``[K]``, in JAX's order of the losses: the keys of a dict are sorted.
+
+    Raises:
+      ValueError: If ``state`` holds no method's state, or several, or that of a method without
+        task logits.
+
+    Example:
+      >>> from famo_jax import famo, task_weights
+      >>> task_weights(famo(num_tasks=4).init(None))
+      Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+    """
+    method_state = _core.find_state(state)
+    if not hasattr(method_state, "logits"):
+        raise ValueError(
+            f"`state`: expected one with task logits, got {type(method_state).__name__}"
+        )
+    return jax.nn.softmax(method_state.logits)
+
+
+# --- The logits: Algorithms 1 and 2 ---------------------------------------------------------------
+
+
+def logits_optimizer(
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    weight_decay: chex.Numeric = 1e-3,
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    r"""The optimizer of the task logits: decay that is coupled, then Adam.
+
+    Algorithm 2 of the paper steps :math:`\\xi` by Adam on :math:`\\delta + \\gamma \\xi`; as
+    PyTorch's ``Adam(weight_decay=gamma)``, not ``AdamW``.
+
+    Build it once, outside the loop. :func:`update_logits` is compiled for the object that it
+    gets, and a new one means to compile again.
+
+    Args:
+      learning_rate: Of Adam, a scalar or a schedule. Unused if ``optimizer`` is given.
+      weight_decay: gamma. Pulls the logits to zero, so the task weights to equality.
+      optimizer: What to use instead of Adam, without decay of its own: ``optax.sgd(beta)`` gives
+        Algorithm 1, ``optax.chain(optax.ema(0.9), optax.adam(0.025))`` smooths the change first.
+
+    Returns:
+      A gradient transformation for an array of logits.
+
+    Raises:
+      ValueError: If a rate is negative or no scalar, or ``optimizer`` no gradient transformation.
+
+    Example:
+      >>> import jax.numpy as jnp, famo_jax
+      >>> optimizer = famo_jax.logits_optimizer()
+      >>> state = famo_jax.famo(num_tasks=2).init(None)
+      >>> before, after = jnp.array([2.0, 2.0]), jnp.array([1.0, 2.0])  # the second is stuck
+      >>> state = famo_jax.update_logits(state, before, after, optimizer)
+      >>> print(state.logits.round(3))  # so it gains weight
+      [-0.025  0.025]
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
+    """
+    if not callable(learning_rate):
+        _check_rate("learning_rate", learning_rate)
+    _check_rate("weight_decay", weight_decay)
+    if optimizer is None:
+        optimizer = optax.adam(learning_rate)
+    elif not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            "`optimizer`: expected an optax.GradientTransformation or None, got "
+            f"{type(optimizer).__name__}"
+        )
+    return optax.chain(optax.add_decayed_weights(weight_decay), optimizer)
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    dtype = _core.dtype_of(rate)
+    if dtype is None or jnp.ndim(rate) or jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}`: expected a scalar, got {rate!r}")
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate < jnp.inf:
+        raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
+
+
+def _step_logits(
+    state: FamoState,
+    before: jax.Array,
+    after: jax.Array,
+    present: jax.Array,
+    optimizer: optax.GradientTransformation,
+) -> FamoState:
+    """Steps the logits by the change of the losses, all ``[K]``."""
+    # delta = J_softmax(xi)^T (log D_before - log D_after), where a change that is not finite is 0.
+    gaps = jnp.stack([before, after]).astype(state.losses.dtype) - state.min_losses + EPSILON
+    measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
+    log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
+    _, pullback = jax.vjp(jax.nn.softmax, state.logits)
+    (delta,) = pullback(log_before - log_after)
+
+    # xi <- xi + optimizer(delta + gamma xi), if any change was measured.
+    updates, opt_state = optimizer.update(delta, state.opt_state, state.logits)
+    logits = optax.apply_updates(state.logits, updates)
+    stepped = state._replace(logits=logits, opt_state=opt_state)
+    state = optax.tree.where(jnp.any(measured), stepped, state)
+
+    for seen in (before, after):
+        last = jnp.where(present & jnp.isfinite(seen), seen, state.losses)
+        state = state._replace(losses=last.astype(state.losses.dtype))
+    return state
+
+
+def update_logits(
+    state: chex.ArrayTree,
+    losses: chex.ArrayTree,
+    new_losses: chex.ArrayTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    where: chex.ArrayTree | None = None,
+) -> FamoState:
+    r"""Steps the task logits by how much each loss fell, and remembers ``new_losses``.
+
+    .. math::
+        \delta = J_\mathrm{softmax}(\xi)^\top (\log D - \log D'), \quad
+        \xi \leftarrow \xi + \mathrm{optimizer}(\delta + \gamma \xi)
+
+    which is Algorithm 2 of the paper with the default optimizer, Algorithm 1 with SGD. A task
+    that fell slower than the others gains weight.
+
+    Two-pass: the losses of one batch before and after the step of the model. One-pass, without a
+    second forward pass: ``update_logits(state, state.losses, losses, optimizer)`` as the first
+    line of a step; its first call only remembers. One may follow the other.
+
+    Jitted, and compiled anew for each ``optimizer`` object. A change that is not finite (a loss
+    that is NaN, infinite, or at or under its bound, before or after) counts as zero, and if no
+    task has a finite one, logits and optimizer stay as they are.
+
+    Args:
+      state: A :class:`FamoState`, or an optimizer state that holds exactly one.
+      losses: The K losses before, an array of any shape or a pytree of scalars.
+      new_losses: The K losses after, in the same structure or flat, ``[K]``.
+      optimizer: What :func:`logits_optimizer` returned.
+      where: Booleans, the tasks that are present in this batch: one, ``[K]``, or structured as
+        the losses. The change of an absent task counts as zero, and its last seen loss stays.
+        Default: all.
+
+    Returns:
+      The next :class:`FamoState`.
+
+    Raises:
+      ValueError: If ``state`` is not FAMO's, ``optimizer`` does not fit it, or the losses or
+        ``where`` have another structure, number of tasks or kind of values.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, famo_jax
+      >>> losses_fn = lambda x: {"near": jnp.abs(x - 1), "far": jnp.abs(x + 9)}
+      >>> optimizer = famo_jax.logits_optimizer()
+      >>> x, state = 3.0, famo_jax.famo(num_tasks=2).init(None)
+      >>> for _ in range(100):
+      ...     losses = losses_fn(x)
+      ...     x -= 0.01 * jax.grad(lambda x: famo_jax.weighted_loss(losses_fn(x), state))(x)
+      ...     state = famo_jax.update_logits(state, losses, losses_fn(x), optimizer)
+      >>> print(famo_jax.task_weights(state).round(2))  # in JAX's order: far, near
+      [0.87 0.13]
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
+    """
+    famo_state = _core.find_state(state)
+    if not isinstance(famo_state, FamoState):
+        raise ValueError(f"`state`: expected a FamoState, got {type(famo_state).__name__}")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            f"`optimizer`: expected what `logits_optimizer` returns, got {type(optimizer).__name__}"
+        )
+    with _core.naming_what_jit_rejects(losses=losses, new_losses=new_losses, where=where):
+        new_state: FamoState = _update_logits(
+            famo_state, losses, new_losses, where, optimizer=optimizer
+        )
+    return new_state
+
+
+@functools.partial(jax.jit, static_argnames="optimizer", inline=True)
+def _update_logits(
+    state: FamoState,
+    losses: chex.ArrayTree,
+    new_losses: chex.ArrayTree,
+    where: chex.ArrayTree | None,
+    *,
+    optimizer: optax.GradientTransformation,
+) -> FamoState:
+    num_tasks = state.logits.size
+    own: object = jax.tree.structure(state.opt_state)
+    if own != jax.tree.structure(jax.eval_shape(optimizer.init, state.logits)):
+        raise ValueError(
+            "`optimizer`: expected the one that `state.opt_state` belongs to, as `famo` and "
+            f"`logits_optimizer` build it from the same arguments, got another than that of {own}"
+        )
+    return _step_logits(
+        state,
+        _core.flatten_tasks(losses, "losses", num_tasks),
+        _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses),
+        _core.flatten_where(where, new_losses, num_tasks),
+        optimizer,
+    )
+
+
+# --- The gradient transformation ------------------------------------------------------------------
+
+
+def famo(
+    num_tasks: int,
+    *,
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    weight_decay: chex.Numeric = 1e-3,
+    min_losses: chex.ArrayTree = 0.0,
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Fast adaptive multitask optimization, as a gradient transformation.
+
+    It keeps the task logits, from which :func:`weighted_loss` weighs the losses, and hands the
+    updates of the model through untouched::
+
+      tx = optax.chain(optax.adam(1e-3), famo(num_tasks=3))
+      ...
+      loss = weighted_loss(losses, opt_state)              # differentiate this
+      updates, opt_state = tx.update(grads, opt_state, params, losses=losses, losses_fn=losses_fn)
+
+    ``update(updates, state, params=None, *, losses, losses_fn=None, new_losses=None, where=None)``
+    steps the logits by how much each loss changed:
+
+    * two-pass, the paper's algorithm, with ``losses_fn``, a function of the parameters that
+      returns their losses on this batch with the same randomness: it is evaluated at
+      ``params + updates``, so FAMO stands *last* in its chain, and outside of ``optax.masked`` and
+      ``optax.partition``;
+    * two-pass with ``new_losses``, which you evaluated yourself;
+    * one-pass with neither, from the losses of the update before to this one's. It costs no
+      second forward pass, and the weights in use are one change older.
+
+    ``losses`` are those at ``params``, ``where`` the tasks present in this batch: see
+    :func:`update_logits`, also for losses that are not finite.
+
+    Args:
+      num_tasks: K, the number of losses.
+      learning_rate: Of the logits' Adam: a scalar or a schedule. 0 freezes the logits.
+      weight_decay: gamma, which pulls the weights to equality. What fits falls with the number of
+        tasks and with the relative size of a step: 1e-3 / K is worth a trial.
+      min_losses: The lower bounds b of the losses: one for all, ``[K]``, or a pytree of scalars
+        structured as the losses. Read by ``init``; the state keeps them. Every loss must stay
+        above its bound.
+      optimizer: Instead of Adam, without decay of its own. Then ``learning_rate`` is unused.
+
+    Any of ``learning_rate``, ``weight_decay`` and ``min_losses`` may be traced: a sweep is one
+    :func:`jax.vmap`. Under ``optax.inject_hyperparams`` give ``static_args=("num_tasks",)``.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`FamoState`.
+
+    Raises:
+      ValueError: If an argument is not as described above; what tracing cannot see is not checked.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from famo_jax import famo, task_weights, weighted_loss
+      >>> losses_fn = lambda x: jnp.array([0.01, 100.0]) * (x - jnp.array([1.0, 3.0])) ** 2
+      >>> tx = optax.chain(optax.adam(0.1), famo(num_tasks=2))
+      >>> params, opt_state = jnp.array(0.0), tx.init(jnp.array(0.0))
+      >>> @jax.jit
+      ... def train_step(params, opt_state):
+      ...     def loss_fn(params):
+      ...         losses = losses_fn(params)
+      ...         return weighted_loss(losses, opt_state), losses
+      ...     grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+      ...     updates, opt_state_ = tx.update(
+      ...         grads, opt_state, params, losses=losses, losses_fn=losses_fn
+      ...     )
+      ...     return optax.apply_updates(params, updates), opt_state_
+      >>> for _ in range(5):
+      ...     params, opt_state = train_step(params, opt_state)
+      >>> print(task_weights(opt_state).round(2))  # the loss that falls slower gains weight
+      [0.44 0.56]
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023: Algorithms 1 and 2, equations 8 to 12
+    """
+    if isinstance(num_tasks, jax.Array):
+        raise ValueError(
+            "`num_tasks`: expected an int, got an array; under optax.inject_hyperparams give "
+            'static_args=("num_tasks",)'
+        )
+    if isinstance(num_tasks, bool) or not hasattr(num_tasks, "__index__") or num_tasks < 1:
+        raise ValueError(f"`num_tasks`: expected an int of at least 1, got {num_tasks!r}")
+    bounds = _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)
+    inner = logits_optimizer(learning_rate, weight_decay, optimizer)
+
+    def init_fn(params: optax.Params) -> FamoState:
+        del params
+        logits = jnp.zeros(num_tasks)
+        return FamoState(
+            logits=logits,
+            opt_state=inner.init(logits),
+            min_losses=jnp.array(bounds, logits.dtype),  # a copy: states are donated
+            losses=jnp.full_like(logits, jnp.inf),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: FamoState,
+        params: optax.Params | None = None,
+        *,
+        losses: chex.ArrayTree,
+        losses_fn: Callable[[optax.Params], chex.ArrayTree] | None = None,
+        new_losses: chex.ArrayTree | None = None,
+        where: chex.ArrayTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, FamoState]:
+        del extra_args
+        if losses_fn is not None:
+            if new_losses is not None:
+                raise ValueError("expected one of `losses_fn` and `new_losses`, got both")
+            new_losses = losses_fn(_params_after(updates, params))
+        after = _core.flatten_tasks(losses, "losses", num_tasks)
+        before = state.losses
+        if new_losses is not None:
+            before = after
+            after = _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
+        present = _core.flatten_where(where, losses, num_tasks)
+        return updates, _step_logits(state, before, after, present, inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _params_after(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
+    if params is None:
+        raise ValueError(
+            "`params`: expected the parameters, at which `losses_fn` is evaluated, got None"
+        )
+    nodes = jax.tree.leaves(
+        (updates, params), is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            "`losses_fn`: expected all parameters, got some masked: famo stands outside of "
+            "optax.masked and optax.partition, last in a chain with them"
+        )
+    return optax.apply_updates(params, updates)

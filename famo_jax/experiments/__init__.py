@@ -1,0 +1,1 @@
+"""What ``python -m famo_jax.experiments.NAME`` runs (extra ``experiments``)."""

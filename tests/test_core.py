@@ -1,0 +1,503 @@
+"""Structures, states in wrappers, the training step of any method, and what bad input gets."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import checkify
+
+import famo_jax
+from famo_jax import (
+    FamoState,
+    _core,
+    check_losses,
+    famo,
+    logits_optimizer,
+    loss_weights,
+    losses_and_grads,
+    task_weights,
+    update_logits,
+    weighted_loss,
+)
+
+PARAMS = {"w": jnp.array([0.3, -0.2]), "b": jnp.array(0.1)}
+
+
+def losses_fn(params, scale=1.0):
+    residual = params["w"] - jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]]) + params["b"]
+    return scale * jnp.array([0.01, 1.0, 100.0]) * jnp.sum(residual**2, axis=1) + 0.1
+
+
+def train(tx, steps, *, two_pass=False, losses_fn=losses_fn):
+    """The training step of program A. Returns parameters and optimizer state."""
+
+    @jax.jit
+    def train_step(params, opt_state):
+        def loss_fn(params):
+            losses = losses_fn(params)
+            return weighted_loss(losses, opt_state), losses
+
+        grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+        extra = {"losses_fn": losses_fn} if two_pass else {}
+        updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
+        return optax.apply_updates(params, updates), opt_state
+
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    for _ in range(steps):
+        params, opt_state = train_step(params, opt_state)
+    return params, opt_state
+
+
+# --- Wrappers ------------------------------------------------------------------------------------
+
+WRAPPERS = {
+    "chain": lambda famo_tx: optax.chain(optax.adam(0.01), famo_tx),
+    "nested chain": lambda famo_tx: optax.chain(
+        optax.clip(1e9), optax.chain(optax.adam(0.01), famo_tx)
+    ),
+    "named_chain": lambda famo_tx: optax.named_chain(("adam", optax.adam(0.01)), ("famo", famo_tx)),
+    "apply_if_finite": lambda famo_tx: optax.apply_if_finite(
+        optax.chain(optax.adam(0.01), famo_tx), 3
+    ),
+    "outside masked": lambda famo_tx: optax.chain(
+        optax.masked(optax.add_decayed_weights(0.0), {"w": True, "b": False}),
+        optax.adam(0.01),
+        famo_tx,
+    ),
+    "outside partition": lambda famo_tx: optax.chain(
+        optax.partition({"w": optax.adam(0.01), "b": optax.adam(0.01)}, {"w": "w", "b": "b"}),
+        famo_tx,
+    ),
+    "MultiSteps of one": lambda famo_tx: optax.MultiSteps(
+        optax.chain(optax.adam(0.01), famo_tx), 1
+    ),
+}
+
+
+@pytest.mark.parametrize("two_pass", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_famo_in_a_wrapper_is_famo(wrapper, two_pass):
+    expected_params, expected = train(
+        optax.chain(optax.adam(0.01), famo(3, learning_rate=0.1)), 15, two_pass=two_pass
+    )
+    params, opt_state = train(WRAPPERS[wrapper](famo(3, learning_rate=0.1)), 15, two_pass=two_pass)
+    chex.assert_trees_all_close(params, expected_params, rtol=1e-4)
+    np.testing.assert_allclose(task_weights(opt_state), task_weights(expected), rtol=1e-3)
+    assert np.ptp(task_weights(opt_state)) > 0.05
+
+
+@pytest.mark.parametrize("two_pass", [True, False])
+def test_inject_hyperparams(two_pass):
+    injected = optax.inject_hyperparams(
+        famo, static_args=("num_tasks",), hyperparam_dtype=jnp.float32
+    )
+    expected_params, expected = train(
+        optax.chain(optax.adam(0.01), famo(3, learning_rate=0.1)), 15, two_pass=two_pass
+    )
+    tx = optax.chain(optax.adam(0.01), injected(3, learning_rate=0.1))
+    params, opt_state = train(tx, 15, two_pass=two_pass)
+    chex.assert_trees_all_close(params, expected_params, rtol=1e-4)
+    np.testing.assert_allclose(task_weights(opt_state), task_weights(expected), rtol=1e-3)
+    # and the rates may be turned from outside
+    frozen = opt_state[1]._replace(hyperparams={**opt_state[1].hyperparams, "learning_rate": 0.0})
+    _, after = tx.update(PARAMS, (opt_state[0], frozen), PARAMS, losses=jnp.array([0.1, 0.2, 0.3]))
+    np.testing.assert_array_equal(task_weights(after), task_weights(opt_state))
+
+
+def test_inject_hyperparams_with_a_schedule():
+    injected = optax.inject_hyperparams(famo, static_args=("num_tasks",))
+    tx = injected(2, learning_rate=optax.linear_schedule(0.1, 0.0, 10))
+    state = tx.init(PARAMS)
+    for step in range(3):
+        np.testing.assert_allclose(
+            state.hyperparams["learning_rate"], 0.1 - 0.01 * max(step - 1, 0)
+        )
+        _, state = tx.update(PARAMS, state, losses=jnp.array([1.0, 2.0]))
+
+
+def test_apply_if_finite_skips_the_whole_update():
+    tx = optax.apply_if_finite(optax.chain(optax.sgd(0.1), famo(3)), 5)
+    state = tx.init(PARAMS)
+    _, state = tx.update(PARAMS, state, PARAMS, losses=jnp.ones(3))
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
+    _, after = tx.update(broken, state, PARAMS, losses=jnp.array([0.5, 0.6, 0.7]))
+    chex.assert_trees_all_equal(_core.find_state(after), _core.find_state(state))
+    assert after.notfinite_count == 1
+
+
+def test_multi_steps_one_pass_sees_every_kth_mini_batch():
+    """And two-pass evaluates its second forward pass at every mini-step."""
+    evaluations = []
+
+    def counted(params):
+        jax.debug.callback(lambda: evaluations.append(1))
+        return losses_fn(params)
+
+    scales = jnp.array([5.0, 1.0, 7.0, 0.5])
+    for two_pass in (False, True):
+        tx = optax.MultiSteps(optax.chain(optax.sgd(1e-3), famo(3)), every_k_schedule=2)
+        state = tx.init(PARAMS)
+        for scale in scales:
+            losses = losses_fn(PARAMS, scale)
+            extra = {"losses_fn": counted} if two_pass else {}
+            _, state = tx.update(PARAMS, state, PARAMS, losses=losses, **extra)
+            jax.block_until_ready(state)
+        if not two_pass:
+            expected = famo(3).init(PARAMS)
+            for scale in scales[1::2]:
+                _, expected = famo(3).update((), expected, losses=losses_fn(PARAMS, scale))
+            chex.assert_trees_all_close(_core.find_state(state), expected, rtol=1e-5)
+            assert np.ptp(expected.logits) > 0
+    jax.effects_barrier()
+    assert len(evaluations) == 4
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.masked(tx, {"w": True, "b": False}),
+        lambda tx: optax.partition(
+            {"famo": tx, "rest": optax.sgd(0.1)}, {"w": "famo", "b": "rest"}
+        ),
+    ],
+    ids=["masked", "partition"],
+)
+def test_inside_masked_two_pass_is_an_error_and_one_pass_works(wrap):
+    inner = optax.chain(optax.sgd(0.1), famo(3))
+    with pytest.raises(ValueError, match=r"outside of optax.masked and optax.partition"):
+        train(wrap(inner), 1, two_pass=True)
+    params, opt_state = train(wrap(inner), 3)
+    assert np.ptp(task_weights(opt_state)) > 0
+    assert np.isfinite(params["w"]).all()
+
+
+# --- Finding the state ---------------------------------------------------------------------------
+
+
+class TrainState(NamedTuple):
+    params: dict
+    opt_state: tuple
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda state: state,
+        lambda state: {"step": 0, "opt_state": {"deep": [1, state]}},
+        lambda state: TrainState({"w": jnp.ones(3)}, (optax.EmptyState(), state)),
+        lambda state: [jnp.ones(3), {"b": state}],
+        lambda state: (jax.tree_util.Partial(lambda: None, state),),
+        lambda state: {"moments": jnp.ones(2), "state": state},
+    ],
+)
+def test_a_state_is_found_in_any_pytree(hold):
+    state = famo(2).init(None)._replace(logits=jnp.array([1.0, 2.0]))
+    assert isinstance(_core.find_state(hold(state)), FamoState)
+    np.testing.assert_array_equal(task_weights(hold(state)), task_weights(state))
+
+
+class ScaledState(NamedTuple):
+    scale: jax.Array
+
+
+class StackedState(NamedTuple):
+    pass
+
+
+@pytest.fixture
+def registered_methods():
+    """A weighting and an aggregation method, which join by registering and by nothing else."""
+    methods = {
+        ScaledState: lambda state, losses, *, where, normalizer: (
+            state.scale * jnp.sum(jnp.where(where, losses, 0))
+        ),
+        StackedState: _core.needs_task_gradients,
+    }
+    registry = dict(_core.scalarize.registry)
+    for kind, method in methods.items():
+        _core.scalarize.register(kind, method)
+    yield
+    # functools.singledispatch cannot unregister; its registry closes over this dict.
+    inner = next(
+        cell.cell_contents
+        for cell in _core.scalarize.dispatch.__closure__
+        if isinstance(cell.cell_contents, dict)
+    )
+    for kind in methods:
+        assert kind not in registry
+        del inner[kind]
+    _core.scalarize._clear_cache()
+
+
+def test_a_method_joins_by_registering(registered_methods):
+    opt_state = (*optax.chain(optax.adam(0.1)).init(PARAMS), ScaledState(jnp.array(2.0)))
+    losses = {"a": jnp.array(1.0), "b": jnp.array(3.0)}
+    assert weighted_loss(losses, opt_state) == 8.0
+    assert loss_weights(losses, opt_state) == {"a": 2.0, "b": 2.0}
+    masked = loss_weights({**losses, "b": jnp.nan}, opt_state, where={"a": True, "b": False})
+    assert masked == {"a": 2.0, "b": 0.0}
+    with pytest.raises(ValueError, match="`state`: expected one with task logits, got Scaled"):
+        task_weights(opt_state)
+    with pytest.raises(ValueError, match="`state`: expected a FamoState, got ScaledState"):
+        update_logits(opt_state, jnp.ones(2), jnp.ones(2), logits_optimizer())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 5])
+def test_losses_and_grads_stacks_task_gradients(registered_methods, chunk_size):
+    state = (optax.EmptyState(), StackedState())
+    named = lambda params: dict(zip("cab", losses_fn(params), strict=True))
+    losses, grads = jax.jit(
+        lambda params: losses_and_grads(named, chunk_size=chunk_size)(params, state=state)
+    )(PARAMS)
+    assert set(losses) == set("abc")
+    jacobian = jax.jacobian(lambda params: losses_fn(params)[jnp.array([1, 2, 0])])(PARAMS)
+    chex.assert_trees_all_close(grads, jacobian, rtol=1e-6)
+    _, grads = losses_and_grads(named, chunk_size=chunk_size)(
+        PARAMS, state=state, where={"a": True, "b": False, "c": True}
+    )
+    np.testing.assert_array_equal(grads["w"][1], [0, 0])
+    np.testing.assert_allclose(grads["w"][2], jacobian["w"][2], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"StackedState .* use `losses_and_grads`"):
+        weighted_loss(losses, state)
+    with pytest.raises(ValueError, match=r"StackedState .* use `losses_and_grads`"):
+        loss_weights(losses, state)
+
+
+@pytest.mark.parametrize("normalizer", ["harmonic", None])
+def test_losses_and_grads_with_a_weighting_method(normalizer):
+    """The gradient of the weighted loss, arguments and auxiliary output handed through."""
+    state = (
+        famo(3)
+        .init(None)
+        ._replace(logits=jnp.array([0.5, 0.1, -0.2]), losses=jnp.array([1.0, 2.0, 3.0]))
+    )
+    where = jnp.array([True, True, False])
+    with_aux = lambda params, scale, *, shift: (losses_fn(params, scale) + shift, "aux")
+    (losses, aux), grads = losses_and_grads(with_aux, has_aux=True, normalizer=normalizer)(
+        PARAMS, 2.0, shift=1.0, state=state, where=where
+    )
+    assert aux == "aux"
+    np.testing.assert_allclose(losses, losses_fn(PARAMS, 2.0) + 1, rtol=1e-6)
+    expected = jax.grad(
+        lambda params: weighted_loss(
+            losses_fn(params, 2.0) + 1, state, where=where, normalizer=normalizer
+        )
+    )(PARAMS)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-5)
+
+
+# --- checkify ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("losses", "where", "words"),
+    [
+        ({"a": 1.0, "b": 2.0}, None, None),
+        ({"a": 1.0, "b": jnp.nan}, None, "task ['b'] is nan"),
+        ({"a": -jnp.inf, "b": 1.0}, None, "task ['a'] is -inf"),
+        ({"a": 1.0, "b": 0.5}, None, "task ['b'] is 0.5, not finite and above its bound 0.5"),
+        ({"a": 1.0, "b": jnp.nan}, {"a": True, "b": False}, None),
+        (jnp.array([[1.0], [0.25]]), None, "task 1 is 0.25, not finite and above its bound 0.5"),
+        (jnp.array([1.0, 2.0]), None, None),
+    ],
+)
+def test_checkify_names_the_task(losses, where, words):
+    state = famo(2, min_losses=[0.0, 0.5]).init(None)
+
+    def loss_fn(losses):
+        check_losses(losses, state, where=where)
+        return weighted_loss(losses, state, where=where)
+
+    error, _ = checkify.checkify(jax.jit(jax.grad(loss_fn)))(losses)
+    message = error.get()
+    assert message is None if words is None else words in message
+    jax.jit(jax.vmap(jax.grad(loss_fn)))(jax.tree.map(lambda x: jnp.stack([x, x]), losses))
+
+
+# --- Errors --------------------------------------------------------------------------------------
+
+STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
+TX = optax.chain(optax.sgd(0.1), famo(2))
+OPT_STATE = TX.init(LOSSES)
+OPTIMIZER = logits_optimizer()
+
+
+def update(params=LOSSES, **kwargs):
+    return TX.update(LOSSES, OPT_STATE, params, **{"losses": LOSSES, **kwargs})
+
+
+ERRORS = [
+    # num_tasks
+    (lambda: famo(0), "`num_tasks`: expected an int of at least 1, got 0"),
+    (lambda: famo(-3), "`num_tasks`: expected an int of at least 1, got -3"),
+    (lambda: famo(2.0), "`num_tasks`: expected an int of at least 1, got 2.0"),
+    (lambda: famo("2"), "`num_tasks`: expected an int of at least 1, got '2'"),
+    (lambda: famo(True), "`num_tasks`: expected an int of at least 1, got True"),
+    (lambda: famo(None), "`num_tasks`: expected an int of at least 1, got None"),
+    (lambda: famo(jnp.array(2)), 'an array; under optax.inject_hyperparams give static_args=("num'),
+    (
+        lambda: optax.inject_hyperparams(famo)(2).init(LOSSES),
+        'an array; under optax.inject_hyperparams give static_args=("num_tasks",)',
+    ),
+    # rates
+    (lambda: famo(2, learning_rate=-0.1), "`learning_rate`: expected a finite number of at least"),
+    (lambda: famo(2, learning_rate=np.nan), "`learning_rate`: expected a finite number"),
+    (lambda: famo(2, learning_rate=jnp.ones(2)), "`learning_rate`: expected a scalar"),
+    (lambda: famo(2, learning_rate="fast"), "`learning_rate`: expected a scalar, got 'fast'"),
+    (lambda: famo(2, learning_rate=1j), "`learning_rate`: expected a scalar, got 1j"),
+    (lambda: famo(2, learning_rate=None), "`learning_rate`: expected a scalar, got None"),
+    (lambda: famo(2, weight_decay=-1e-3), "`weight_decay`: expected a finite number of at least"),
+    (lambda: famo(2, weight_decay=np.inf), "`weight_decay`: expected a finite number"),
+    (lambda: logits_optimizer(-1.0), "`learning_rate`: expected a finite number of at least 0"),
+    (lambda: logits_optimizer(0.1, -1.0), "`weight_decay`: expected a finite number of at least 0"),
+    # bounds
+    (
+        lambda: famo(2, min_losses=jnp.zeros(3)),
+        "`min_losses`: expected num_tasks = 2 values, got 3",
+    ),
+    (lambda: famo(2, min_losses={"a": 0.0}), "`min_losses`: expected num_tasks = 2 values, got 1"),
+    (lambda: famo(2, min_losses="low"), "`min_losses`: expected floating or integer values"),
+    (
+        lambda: famo(2, min_losses=1j),
+        "`min_losses`: expected floating or integer values, got compl",
+    ),
+    (lambda: famo(2, min_losses=None), "`min_losses`: expected num_tasks = 2 values, got 0"),
+    (
+        lambda: famo(2, min_losses=[0.0, jnp.zeros(1)]),
+        "`min_losses`: expected an array or a pytree",
+    ),
+    # optimizer
+    (lambda: famo(2, optimizer=0.1), "`optimizer`: expected an optax.GradientTransformation or No"),
+    (lambda: logits_optimizer(optimizer=optax.adam), "`optimizer`: expected an optax.GradientTran"),
+    (
+        lambda: update_logits(STATE, LOSSES, LOSSES, optax.adam),
+        "`optimizer`: expected what `logits",
+    ),
+    (
+        lambda: update_logits(STATE, LOSSES, LOSSES, optax.adam(0.1)),
+        "`optimizer`: expected the one that `state.opt_state` belongs to",
+    ),
+    # losses
+    (lambda: weighted_loss(jnp.ones(3), STATE), "`losses`: expected num_tasks = 2 values, got 3"),
+    (lambda: weighted_loss({"a": 1.0}, STATE), "`losses`: expected num_tasks = 2 values, got 1"),
+    (lambda: weighted_loss({}, STATE), "`losses`: expected"),
+    (lambda: weighted_loss(None, STATE), "`losses`: expected"),
+    (
+        lambda: weighted_loss("loss", STATE),
+        "`losses`: expected floating or integer values, got str",
+    ),
+    (lambda: weighted_loss({"a": 1.0, "b": "x"}, STATE), "`losses`: expected floating or integer"),
+    (lambda: weighted_loss(jnp.ones(2, complex), STATE), "`losses`: expected floating or integer"),
+    (lambda: weighted_loss(jnp.ones(2, bool), STATE), "`losses`: expected floating or integer val"),
+    (
+        lambda: weighted_loss([1.0, jnp.ones(1)], STATE),
+        "`losses`: expected an array or a pytree of",
+    ),
+    (lambda: loss_weights(jnp.ones(3), STATE), "`losses`: expected num_tasks = 2 values, got 3"),
+    (lambda: loss_weights({"a": 1.0, "b": "x"}, STATE), "`losses`: expected floating or integer"),
+    (lambda: check_losses(jnp.ones(3), STATE), "`losses`: expected num_tasks = 2 values, got 3"),
+    (lambda: update(losses=jnp.ones(3)), "`losses`: expected num_tasks = 2 values, got 3"),
+    (
+        lambda: update(losses={"a": 1.0, "b": jnp.ones(2)}),
+        "`losses`: expected an array or a pytree",
+    ),
+    (lambda: update(new_losses=jnp.ones(5)), "`new_losses`: expected num_tasks = 2 values, got 5"),
+    (
+        lambda: update(losses={"a": 1.0, "b": 1.0}, new_losses={"a": 1.0, "c": 1.0}),
+        "`new_losses`: expected the structure of the losses",
+    ),
+    (
+        lambda: update_logits(STATE, LOSSES[None], LOSSES[:, None], OPTIMIZER),
+        "`new_losses`: expected the structure of the losses",
+    ),
+    (lambda: update_logits(STATE, jnp.ones(1), LOSSES, OPTIMIZER), "`losses`: expected num_tasks"),
+    (
+        lambda: update_logits(STATE, "a", LOSSES, OPTIMIZER),
+        "`losses`: expected floating or integer",
+    ),
+    (
+        lambda: update_logits(STATE, LOSSES, "a", OPTIMIZER),
+        "`new_losses`: expected floating or int",
+    ),
+    # how the change is measured
+    (
+        lambda: update(losses_fn=lambda params: params, new_losses=LOSSES),
+        "expected one of `losses_fn` and `new_losses`, got both",
+    ),
+    (lambda: update(None, losses_fn=lambda params: params), "`params`: expected the parameters"),
+    (lambda: update(losses_fn=lambda params: params[0]), "`new_losses`: expected the structure"),
+    # normalizer, where
+    (lambda: weighted_loss(LOSSES, STATE, normalizer="mean"), "`normalizer`: expected 'harmonic'"),
+    (lambda: loss_weights(LOSSES, STATE, normalizer=1.0), "`normalizer`: expected 'harmonic'"),
+    (
+        lambda: weighted_loss(LOSSES, STATE, where=[1, 0]),
+        "`where`: expected bool values, got int32",
+    ),
+    (lambda: weighted_loss(LOSSES, STATE, where=[True]), "`where`: expected num_tasks = 2 values"),
+    (lambda: weighted_loss(LOSSES, STATE, where="all"), "`where`: expected bool values, got str"),
+    (
+        lambda: weighted_loss({"a": 1.0, "b": 1.0}, STATE, where={"a": True, "c": True}),
+        "`where`: expected the structure of the losses",
+    ),
+    (lambda: update(where=jnp.ones(3, bool)), "`where`: expected num_tasks = 2 values, got 3"),
+    (lambda: update(where=jnp.ones(2)), "`where`: expected bool values, got float32"),
+    # state
+    (lambda: weighted_loss(LOSSES, ()), "`state`: expected the state of a method, or an optimizer"),
+    (lambda: weighted_loss(LOSSES, None), "exactly one, got none in a NoneType"),
+    (lambda: weighted_loss(LOSSES, optax.adam(0.1).init(LOSSES)), "exactly one, got none in a tup"),
+    (lambda: loss_weights(LOSSES, (STATE, STATE)), "exactly one, got FamoState and FamoState in a"),
+    (lambda: task_weights([jnp.ones(2), {"a": STATE, "b": STATE}]), "one, got FamoState and Famo"),
+    (lambda: update_logits({}, LOSSES, LOSSES, OPTIMIZER), "exactly one, got none in a dict"),
+    (lambda: losses_and_grads(losses_fn)(PARAMS, state=()), "exactly one, got none in a tuple"),
+    # losses_and_grads
+    (
+        lambda: losses_and_grads(losses_fn, chunk_size=0),
+        "`chunk_size`: expected a positive integer",
+    ),
+    (
+        lambda: losses_and_grads(losses_fn, chunk_size=1.5),
+        "`chunk_size`: expected a positive integ",
+    ),
+    (
+        lambda: losses_and_grads(losses_fn, normalizer="x")(PARAMS, state=famo(3).init(None)),
+        "`normalizer`: expected 'harmonic'",
+    ),
+    (
+        lambda: losses_and_grads(losses_fn)(PARAMS, state=STATE),
+        "`losses`: expected num_tasks = 2 values, got 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), ERRORS, ids=[words for _, words in ERRORS])
+def test_errors_name_argument_expectation_and_what_came(call, words):
+    with pytest.raises(ValueError, match=r"`\w+`") as error:
+        call()
+    assert words in str(error.value)
+
+
+def test_losses_are_required():
+    with pytest.raises(TypeError, match="losses"):
+        TX.update(LOSSES, OPT_STATE, LOSSES)
+
+
+# --- The package ---------------------------------------------------------------------------------
+
+
+def test_every_public_name_has_a_docstring_with_an_example():
+    for name in famo_jax.__all__:
+        doc = getattr(famo_jax, name).__doc__
+        assert name == "FamoState" or (
+            (">>>" in doc and "Args:" in doc and "Returns:" in doc)
+            or (name == "check_losses" and ">>>" in doc)
+        ), name
+    assert "TrainState" in dir(famo_jax)
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="no attribute 'fame'"):
+        famo_jax.fame  # noqa: B018
