@@ -84,8 +84,8 @@ def _states_among_tuples(node: Any) -> Iterator[Any]:
     if _is_method_state(node):
         yield node
     elif isinstance(node, tuple | list | dict):
-        children = list(node.values()) if isinstance(node, dict) else list(node)
-        if hasattr(node, "_fields") or (children and isinstance(children[0], tuple)):
+        children = node.values() if isinstance(node, dict) else node
+        if hasattr(node, "_fields") or isinstance(next(iter(children), None), tuple):
             for child in children:
                 yield from _states_among_tuples(child)
 

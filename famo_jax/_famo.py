@@ -6,6 +6,7 @@ z = softmax(xi).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,9 +32,9 @@ class FamoState(NamedTuple):
 # --- The weighted loss: equations 10 and 11 ------------------------------------------------------
 
 
-def _log_gap(losses: jax.Array, min_losses: jax.Array) -> jax.Array:
-    """The logarithm of D, ``[K]``."""
-    return jnp.log(losses - min_losses + EPSILON)
+def _gap(losses: jax.Array, min_losses: jax.Array) -> jax.Array:
+    """D, ``[..., K]``."""
+    return losses - min_losses + EPSILON
 
 
 @_core.scalarize.register
@@ -45,7 +46,7 @@ def _(
     seen = where | jnp.isfinite(state.losses)
     losses = jnp.where(where, losses, jnp.where(seen, state.losses, state.min_losses + 1))
 
-    log_d = _log_gap(losses, state.min_losses)
+    log_d = jnp.log(_gap(losses, state.min_losses))
     log_z = jax.nn.log_softmax(jnp.where(seen, state.logits, -jnp.inf))
     match normalizer:
         case "harmonic":
@@ -96,7 +97,7 @@ def logits_optimizer(
 ) -> optax.GradientTransformation:
     r"""The optimizer of the task logits: decay that is coupled, then Adam.
 
-    Algorithm 2 of the paper steps :math:`\\xi` by Adam on :math:`\\delta + \\gamma \\xi`; as
+    Algorithm 2 of the paper steps :math:`\xi` by Adam on :math:`\delta + \gamma \xi`; as
     PyTorch's ``Adam(weight_decay=gamma)``, not ``AdamW``.
 
     Build it once, outside the loop. :func:`update_logits` is compiled for the object that it
@@ -144,7 +145,7 @@ def _check_rate(name: str, rate: Any) -> None:
     dtype = _core.dtype_of(rate)
     if dtype is None or jnp.ndim(rate) or jnp.issubdtype(dtype, jnp.complexfloating):
         raise ValueError(f"`{name}`: expected a scalar, got {rate!r}")
-    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate < jnp.inf:
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= float(rate) < math.inf:
         raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
 
 
@@ -157,7 +158,7 @@ def _step_logits(
 ) -> FamoState:
     """Steps the logits by the change of the losses, all ``[K]``."""
     # delta = J_softmax(xi)^T (log D_before - log D_after), where a change that is not finite is 0.
-    gaps = jnp.stack([before, after]).astype(state.losses.dtype) - state.min_losses + EPSILON
+    gaps = _gap(jnp.stack([before, after]).astype(state.losses.dtype), state.min_losses)
     measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
     log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
     _, pullback = jax.vjp(jax.nn.softmax, state.logits)
@@ -357,7 +358,11 @@ def famo(
         )
     if isinstance(num_tasks, bool) or not hasattr(num_tasks, "__index__") or num_tasks < 1:
         raise ValueError(f"`num_tasks`: expected an int of at least 1, got {num_tasks!r}")
-    bounds = _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)
+
+    def bounds() -> jax.Array:
+        return _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)
+
+    jax.eval_shape(bounds)  # to check it: before `init` no device is touched
     inner = logits_optimizer(learning_rate, weight_decay, optimizer)
 
     def init_fn(params: optax.Params) -> FamoState:
@@ -366,7 +371,7 @@ def famo(
         return FamoState(
             logits=logits,
             opt_state=inner.init(logits),
-            min_losses=jnp.array(bounds, logits.dtype),  # a copy: states are donated
+            min_losses=jnp.array(bounds(), logits.dtype),  # a copy: states are donated
             losses=jnp.full_like(logits, jnp.inf),
         )
 

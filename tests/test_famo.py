@@ -590,6 +590,14 @@ def test_traced_hyperparameters(traced):
     np.testing.assert_allclose(jax.vmap(run)(jnp.full(2, value))[1], expected, rtol=1e-5)
 
 
+def test_rates_may_be_arrays_inside_jit():
+    rate, negative = jnp.array(0.1), jnp.array(-0.1)
+    init = jax.jit(lambda: famo(2, learning_rate=rate, min_losses=jnp.ones(2)).init(None))
+    np.testing.assert_array_equal(init().min_losses, [1, 1])
+    with pytest.raises(ValueError, match="`learning_rate`: expected a finite number"):
+        jax.jit(lambda: famo(2, learning_rate=negative).init(None))()
+
+
 def test_update_logits_with_a_traced_optimizer():
     """Program D under vmap: the optimizer is built inside."""
     before, after = jnp.array([1.0, 2.0]), jnp.array([0.5, 1.9])

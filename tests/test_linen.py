@@ -116,3 +116,14 @@ print(sorted(extras & set(sys.modules)))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "[]"
+
+
+def test_neither_import_nor_factory_touches_a_device():
+    """Else ``jax.distributed.initialize`` after them would fail."""
+    program = """
+from jax._src import xla_bridge
+import famo_jax
+famo_jax.famo(3, min_losses={"a": 0.0, "b": 1.0, "c": 2.0})
+print(xla_bridge.backends_are_initialized())
+"""
+    assert run(program) == "False"
