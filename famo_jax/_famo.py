@@ -149,31 +149,51 @@ def _check_rate(name: str, rate: Any) -> None:
         raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
 
 
-def _step_logits(
+def step_logits(
+    state: Any, decrease: jax.Array, measured: jax.Array, optimizer: optax.GradientTransformation
+) -> Any:
+    """Steps xi by the decrease of the losses, or of their logarithms, where it was measured.
+
+    Args:
+      state: With the fields ``logits`` and ``opt_state``.
+      decrease: ``[K]``
+      measured: ``[K]``, bool. If it holds nowhere, the state stays as it is.
+      optimizer: Of the logits.
+
+    Returns:
+      The next state.
+    """
+    # delta = J_softmax(xi)^T decrease
+    _, pullback = jax.vjp(jax.nn.softmax, state.logits)
+    (delta,) = pullback(jnp.where(measured, decrease, 0))
+    # xi <- xi + optimizer(delta + gamma xi)
+    updates, opt_state = optimizer.update(delta, state.opt_state, state.logits)
+    logits = optax.apply_updates(state.logits, updates)
+    stepped = state._replace(logits=logits, opt_state=opt_state)
+    return optax.tree.where(jnp.any(measured), stepped, state)
+
+
+def last_seen(losses: jax.Array, present: jax.Array, *seen: jax.Array) -> jax.Array:
+    """The last finite loss of each task, ``[K]``: ``losses``, replaced by what was seen since."""
+    for each in seen:
+        losses = jnp.where(present & jnp.isfinite(each), each.astype(losses.dtype), losses)
+    return losses
+
+
+def _step(
     state: FamoState,
     before: jax.Array,
     after: jax.Array,
     present: jax.Array,
     optimizer: optax.GradientTransformation,
 ) -> FamoState:
-    """Steps the logits by the change of the losses, all ``[K]``."""
-    # delta = J_softmax(xi)^T (log D_before - log D_after), where a change that is not finite is 0.
+    """One update of the state by the losses before and after, all ``[K]``."""
     gaps = _gap(jnp.stack([before, after]).astype(state.losses.dtype), state.min_losses)
+    # A change that is not finite counts as zero.
     measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
     log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
-    _, pullback = jax.vjp(jax.nn.softmax, state.logits)
-    (delta,) = pullback(log_before - log_after)
-
-    # xi <- xi + optimizer(delta + gamma xi), if any change was measured.
-    updates, opt_state = optimizer.update(delta, state.opt_state, state.logits)
-    logits = optax.apply_updates(state.logits, updates)
-    stepped = state._replace(logits=logits, opt_state=opt_state)
-    state = optax.tree.where(jnp.any(measured), stepped, state)
-
-    for seen in (before, after):
-        last = jnp.where(present & jnp.isfinite(seen), seen, state.losses)
-        state = state._replace(losses=last.astype(state.losses.dtype))
-    return state
+    stepped: FamoState = step_logits(state, log_before - log_after, measured, optimizer)
+    return stepped._replace(losses=last_seen(state.losses, present, before, after))
 
 
 def update_logits(
@@ -263,7 +283,7 @@ def _update_logits(
             "`optimizer`: expected the one that `state.opt_state` belongs to, as `famo` and "
             f"`logits_optimizer` build it from the same arguments, got another than that of {own}"
         )
-    return _step_logits(
+    return _step(
         state,
         _core.flatten_tasks(losses, "losses", num_tasks),
         _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses),
@@ -387,19 +407,33 @@ def famo(
         **extra_args: Any,
     ) -> tuple[optax.Updates, FamoState]:
         del extra_args
-        if losses_fn is not None:
-            if new_losses is not None:
-                raise ValueError("expected one of `losses_fn` and `new_losses`, got both")
-            new_losses = losses_fn(_params_after(updates, params))
-        after = _core.flatten_tasks(losses, "losses", num_tasks)
-        before = state.losses
-        if new_losses is not None:
-            before = after
-            after = _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
+        before, after = before_and_after(
+            updates, state.losses, params, losses, losses_fn, new_losses
+        )
         present = _core.flatten_where(where, losses, num_tasks)
-        return updates, _step_logits(state, before, after, present, inner)
+        return updates, _step(state, before, after, present, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def before_and_after(
+    updates: optax.Updates,
+    last_losses: jax.Array,
+    params: optax.Params | None,
+    losses: chex.ArrayTree,
+    losses_fn: Callable[[optax.Params], chex.ArrayTree] | None,
+    new_losses: chex.ArrayTree | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The losses between which an update measures the change: two-pass or one-pass. ``[K]``."""
+    if losses_fn is not None:
+        if new_losses is not None:
+            raise ValueError("expected one of `losses_fn` and `new_losses`, got both")
+        new_losses = losses_fn(_params_after(updates, params))
+    num_tasks = last_losses.size
+    now = _core.flatten_tasks(losses, "losses", num_tasks)
+    if new_losses is None:
+        return last_losses, now
+    return now, _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
 
 
 def _params_after(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
