@@ -3,6 +3,7 @@
 The library on one page:
 
 * FAMO: `famo`, `FamoState`, `logits_optimizer`, `update_logits`, `task_weights`
+* Other weighting methods: `ls`, `si`, `stl`, `rlw`, `dwa`, `uw`, `amortized_mgda`, and their states
 * Any weighting method: `weighted_loss`, `loss_weights`, `check_losses`
 * Any method at all: `losses_and_grads`
 * Tables of results: `delta_m`, `mean_rank`
@@ -14,20 +15,50 @@ from typing import Any
 from famo_jax._core import check_losses, loss_weights, losses_and_grads, weighted_loss
 from famo_jax._famo import FamoState, famo, logits_optimizer, task_weights, update_logits
 from famo_jax.metrics import delta_m, mean_rank
+from famo_jax.weighting import (
+    AmortizedMgdaState,
+    DwaState,
+    LsState,
+    RlwState,
+    SiState,
+    StlState,
+    UwState,
+    amortized_mgda,
+    dwa,
+    ls,
+    rlw,
+    si,
+    stl,
+    uw,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AmortizedMgdaState",
+    "DwaState",
     "FamoState",
+    "LsState",
+    "RlwState",
+    "SiState",
+    "StlState",
+    "UwState",
+    "amortized_mgda",
     "check_losses",
     "delta_m",
+    "dwa",
     "famo",
     "logits_optimizer",
     "loss_weights",
     "losses_and_grads",
+    "ls",
     "mean_rank",
+    "rlw",
+    "si",
+    "stl",
     "task_weights",
     "update_logits",
+    "uw",
     "weighted_loss",
 ]
 

@@ -6,12 +6,14 @@ A method is known by the type of its state. It joins by registering that type wi
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import flatten_util
 from jax.experimental import checkify
 
@@ -49,6 +51,14 @@ def needs_task_gradients(
         f"`state`: {type(state).__name__} belongs to a method that combines the gradients of the "
         "tasks, which no weighted loss can express: use `losses_and_grads`"
     )
+
+
+def keep_state(
+    updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
+) -> tuple[optax.Updates, Any]:
+    """The ``update`` of a weighting method that learns nothing from the losses."""
+    del params, extra_args
+    return updates, state
 
 
 def find_state(state: chex.ArrayTree) -> Any:
@@ -134,7 +144,7 @@ def flatten_tasks(
       broadcast: Whether one scalar may stand for all tasks.
 
     Returns:
-      ``[K]``, in the dtype of ``tree``.
+      ``[K]``, in the dtype of ``tree``; ``[]`` for a scalar that may stand for any number.
 
     Raises:
       ValueError: If the structure, the number of tasks or the kind of dtype is another one.
@@ -150,7 +160,8 @@ def flatten_tasks(
     is_array = jax.tree_util.all_leaves([tree])
     shapes = [array.shape for array in arrays]
     if is_array and broadcast and arrays[0].ndim == 0:
-        return jnp.full(num_tasks or 1, arrays[0])
+        scalar: jax.Array = arrays[0]
+        return jnp.full(num_tasks, scalar) if num_tasks else scalar
     if not is_array and any(shapes):
         raise ValueError(f"`{name}`: expected an array or a pytree of scalars, got leaves {shapes}")
     is_flat = isinstance(tree, list | tuple) or (is_array and arrays[0].ndim == 1)
@@ -188,6 +199,69 @@ def naming_what_jit_rejects(**arguments: chex.ArrayTree) -> Iterator[None]:
             if tree is not None:
                 flatten_tasks(tree, name, kinds=BOOL if name == "where" else REAL)
         raise
+
+
+def last_seen(losses: jax.Array, present: jax.Array, *seen: jax.Array) -> jax.Array:
+    """The last finite loss of each task, ``[K]``: ``losses``, replaced by what was seen since."""
+    for each in seen:
+        losses = jnp.where(present & jnp.isfinite(each), each.astype(losses.dtype), losses)
+    return losses
+
+
+# --- Arguments of the methods' factories ----------------------------------------------------------
+
+
+def check_num_tasks(value: Any, name: str = "num_tasks") -> None:
+    """Raises ValueError unless it is an int of at least 1."""
+    if isinstance(value, jax.Array):
+        raise ValueError(
+            f"`{name}`: expected an int, got an array; under optax.inject_hyperparams give "
+            f'static_args=("{name}",)'
+        )
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"`{name}`: expected an int of at least 1, got {value!r}")
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Raises ValueError unless it is a scalar, and if not traced finite and at least 0."""
+    dtype = dtype_of(rate)
+    if dtype is None or jnp.ndim(rate) or jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}`: expected a scalar, got {rate!r}")
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= float(rate) < math.inf:
+        raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
+
+
+def adam_unless(
+    optimizer: optax.GradientTransformation | None, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """The optimizer given for what a method learns, or Adam."""
+    if not callable(learning_rate):
+        check_rate("learning_rate", learning_rate)
+    if optimizer is None:
+        return optax.adam(learning_rate)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            "`optimizer`: expected an optax.GradientTransformation or None, got "
+            f"{type(optimizer).__name__}"
+        )
+    return optimizer
+
+
+def check_key(key: Any) -> None:
+    """Raises ValueError unless it is a typed key or an int, of which to make one."""
+    dtype = dtype_of(key)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_int = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
+    if not (is_key or is_int) or jnp.ndim(key):
+        raise ValueError(f"`key`: expected a typed key or an int, got {key!r}")
+
+
+def make_key(key: jax.Array | int) -> jax.Array:
+    """A typed key, of its own memory: states are donated."""
+    if jnp.issubdtype(dtype_of(key), jax.dtypes.prng_key):
+        clone: jax.Array = jax.random.clone(key)
+        return clone
+    return jax.random.key(key)
 
 
 # --- Losses -> weighted loss -> gradient ----------------------------------------------------------

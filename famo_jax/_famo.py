@@ -6,7 +6,6 @@ z = softmax(xi).
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -128,25 +127,9 @@ def logits_optimizer(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
     """
-    if not callable(learning_rate):
-        _check_rate("learning_rate", learning_rate)
-    _check_rate("weight_decay", weight_decay)
-    if optimizer is None:
-        optimizer = optax.adam(learning_rate)
-    elif not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            "`optimizer`: expected an optax.GradientTransformation or None, got "
-            f"{type(optimizer).__name__}"
-        )
-    return optax.chain(optax.add_decayed_weights(weight_decay), optimizer)
-
-
-def _check_rate(name: str, rate: Any) -> None:
-    dtype = _core.dtype_of(rate)
-    if dtype is None or jnp.ndim(rate) or jnp.issubdtype(dtype, jnp.complexfloating):
-        raise ValueError(f"`{name}`: expected a scalar, got {rate!r}")
-    if not isinstance(rate, jax.core.Tracer) and not 0 <= float(rate) < math.inf:
-        raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
+    _core.check_rate("weight_decay", weight_decay)
+    inner = _core.adam_unless(optimizer, learning_rate)
+    return optax.chain(optax.add_decayed_weights(weight_decay), inner)
 
 
 def step_logits(
@@ -173,13 +156,6 @@ def step_logits(
     return optax.tree.where(jnp.any(measured), stepped, state)
 
 
-def last_seen(losses: jax.Array, present: jax.Array, *seen: jax.Array) -> jax.Array:
-    """The last finite loss of each task, ``[K]``: ``losses``, replaced by what was seen since."""
-    for each in seen:
-        losses = jnp.where(present & jnp.isfinite(each), each.astype(losses.dtype), losses)
-    return losses
-
-
 def _step(
     state: FamoState,
     before: jax.Array,
@@ -193,7 +169,7 @@ def _step(
     measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
     log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
     stepped: FamoState = step_logits(state, log_before - log_after, measured, optimizer)
-    return stepped._replace(losses=last_seen(state.losses, present, before, after))
+    return stepped._replace(losses=_core.last_seen(state.losses, present, before, after))
 
 
 def update_logits(
@@ -371,13 +347,7 @@ def famo(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023: Algorithms 1 and 2, equations 8 to 12
     """
-    if isinstance(num_tasks, jax.Array):
-        raise ValueError(
-            "`num_tasks`: expected an int, got an array; under optax.inject_hyperparams give "
-            'static_args=("num_tasks",)'
-        )
-    if isinstance(num_tasks, bool) or not hasattr(num_tasks, "__index__") or num_tasks < 1:
-        raise ValueError(f"`num_tasks`: expected an int of at least 1, got {num_tasks!r}")
+    _core.check_num_tasks(num_tasks)
 
     def bounds() -> jax.Array:
         return _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)

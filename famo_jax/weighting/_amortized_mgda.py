@@ -1,0 +1,105 @@
+"""Amortized MGDA: what FAMO is without logarithms."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from famo_jax import _core, _famo
+
+
+class AmortizedMgdaState(NamedTuple):
+    """The state of amortized MGDA."""
+
+    logits: jax.Array  # [K], xi
+    opt_state: optax.OptState  # of the logits' optimizer
+    losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
+
+
+def amortized_mgda(
+    num_tasks: int,
+    *,
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    weight_decay: chex.Numeric = 1e-3,
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Amortized MGDA: learns from the losses alone the weights that MGDA solves for.
+
+    .. math:: L = \sum_i z_i \ell_i, \quad z = \mathrm{softmax}(\xi), \quad
+        \delta = J_\mathrm{softmax}(\xi)^\top (\ell - \ell')
+
+    It is :func:`famo_jax.famo` on the losses instead of their logarithms, and equalises how much,
+    not by what factor, each loss falls: losses on different scales do not balance. ``update``
+    takes ``losses``, ``losses_fn``, ``new_losses`` and ``where`` as FAMO's does, one-pass and
+    two-pass, and treats what is not finite likewise. Losses may be negative.
+
+    Args:
+      num_tasks: K, the number of losses.
+      learning_rate: Of the logits' Adam: a scalar or a schedule.
+      weight_decay: gamma, which pulls the weights to equality.
+      optimizer: Instead of Adam, without decay of its own. Then ``learning_rate`` is unused.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is an
+      :class:`AmortizedMgdaState`.
+
+    Raises:
+      ValueError: As :func:`famo_jax.famo` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax import amortized_mgda, task_weights
+      >>> tx = amortized_mgda(2)
+      >>> losses, new_losses = jnp.array([9.0, 1.0]), jnp.array([8.0, 0.9])
+      >>> _, state = tx.update((), tx.init(None), losses=losses, new_losses=new_losses)
+      >>> print(task_weights(state).argmax())  # the second fell by less
+      1
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Appendix B
+    """
+    _core.check_num_tasks(num_tasks)
+    inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer)
+
+    def init_fn(params: optax.Params) -> AmortizedMgdaState:
+        del params
+        logits = jnp.zeros(num_tasks)
+        return AmortizedMgdaState(
+            logits=logits, opt_state=inner.init(logits), losses=jnp.full_like(logits, jnp.inf)
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: AmortizedMgdaState,
+        params: optax.Params | None = None,
+        *,
+        losses: chex.ArrayTree,
+        losses_fn: Callable[[optax.Params], chex.ArrayTree] | None = None,
+        new_losses: chex.ArrayTree | None = None,
+        where: chex.ArrayTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, AmortizedMgdaState]:
+        del extra_args
+        before, after = _famo.before_and_after(
+            updates, state.losses, params, losses, losses_fn, new_losses
+        )
+        present = _core.flatten_where(where, losses, num_tasks)
+        both = jnp.stack([before, after]).astype(state.losses.dtype)
+        measured = present & jnp.all(jnp.isfinite(both), axis=0)
+        decrease = jnp.where(measured, both[0], 0) - jnp.where(measured, both[1], 0)
+        stepped = _famo.step_logits(state, decrease, measured, inner)
+        seen = _core.last_seen(state.losses, present, before, after)
+        return updates, stepped._replace(losses=seen)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@_core.scalarize.register
+def _(state: AmortizedMgdaState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
+    losses = _core.flatten_tasks(losses, "losses", state.logits.size)
+    weights = jax.nn.softmax(state.logits)
+    return jnp.sum(jnp.where(where, weights * losses, 0))

@@ -1,0 +1,100 @@
+"""Uncertainty weighting."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from famo_jax import _core
+
+
+class UwState(NamedTuple):
+    """The state of uncertainty weighting."""
+
+    log_variances: jax.Array  # [K], s
+    opt_state: optax.OptState  # of the log-variances' optimizer
+
+
+def uw(
+    num_tasks: int,
+    *,
+    learning_rate: optax.ScalarOrSchedule = 0.025,
+    optimizer: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Uncertainty weighting: learns a log-variance for each task along with the model.
+
+    .. math:: L = \frac{1}{2} \sum_i (e^{-s_i} \ell_i + s_i)
+
+    is minimised by the model, and by the log-variances s (zeros at first) through an optimizer of
+    their own. It hands the updates through untouched.
+
+    Under ``where`` the term of an absent task is dropped, so that its log-variance gets a gradient
+    of 0. A loss that is not finite gives its log-variance a gradient of 0 too; where no task has a
+    finite loss, log-variances and optimizer stay as they are.
+
+    Args:
+      num_tasks: K, the number of losses.
+      learning_rate: Of Adam on s: a scalar or a schedule. Unused if ``optimizer`` is given.
+      optimizer: Instead of Adam.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`UwState`.
+
+    Raises:
+      ValueError: If ``num_tasks`` is no int of at least 1, a rate negative, or ``optimizer`` no
+        gradient transformation; when losses come, if their number is another one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax import loss_weights, uw
+      >>> tx = uw(2, learning_rate=0.1)
+      >>> state = tx.init(None)
+      >>> for _ in range(300):
+      ...     _, state = tx.update((), state, losses=jnp.array([0.5, 4.0]))
+      >>> print(loss_weights(jnp.ones(2), state).round(2))  # 1 / (2 * loss)
+      [1.   0.12]
+
+    References:
+      Kendall et al., `Multi-Task Learning Using Uncertainty to Weigh Losses
+      <https://arxiv.org/abs/1705.07115>`_, CVPR 2018; the authors' code, of which this is the form
+    """
+    _core.check_num_tasks(num_tasks)
+    inner = _core.adam_unless(optimizer, learning_rate)
+
+    def init_fn(params: optax.Params) -> UwState:
+        del params
+        log_variances = jnp.zeros(num_tasks)
+        return UwState(log_variances=log_variances, opt_state=inner.init(log_variances))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: UwState,
+        params: optax.Params | None = None,
+        *,
+        losses: chex.ArrayTree,
+        where: chex.ArrayTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, UwState]:
+        del params, extra_args
+        values = _core.flatten_tasks(losses, "losses", num_tasks).astype(state.log_variances.dtype)
+        present = _core.flatten_where(where, losses, num_tasks) & jnp.isfinite(values)
+        values = jnp.where(present, values, 1)
+        grads = jax.grad(_objective)(state.log_variances, values, present)
+        steps, opt_state = inner.update(grads, state.opt_state, state.log_variances)
+        stepped = UwState(optax.apply_updates(state.log_variances, steps), opt_state)
+        return updates, optax.tree.where(jnp.any(present), stepped, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _objective(log_variances: jax.Array, losses: jax.Array, where: jax.Array) -> jax.Array:
+    terms = jnp.exp(-log_variances) * losses + log_variances
+    return 0.5 * jnp.sum(jnp.where(where, terms, 0))
+
+
+@_core.scalarize.register
+def _(state: UwState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
+    losses = _core.flatten_tasks(losses, "losses", state.log_variances.size)
+    return _objective(state.log_variances, losses, where)

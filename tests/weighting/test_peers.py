@@ -1,0 +1,70 @@
+"""DWA, UW and RLW against TorchJD, running live on the same losses (extra ``peers``)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from famo_jax import dwa, loss_weights, rlw, uw, weighted_loss
+
+torch = pytest.importorskip("torch")
+scalarization = pytest.importorskip("torchjd.scalarization")
+
+
+def theirs(scalarizer, losses):
+    values = torch.tensor(np.asarray(losses), requires_grad=True)
+    loss = scalarizer(values)
+    loss.backward()
+    return loss.item(), values.grad.numpy()
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 40])
+@pytest.mark.parametrize("window", [1, 4])
+def test_dwa(num_tasks, window, x64):
+    """TorchJD averages over epochs: after each whole window the two agree."""
+    rng = np.random.default_rng(num_tasks)
+    scalarizer, tx = (
+        scalarization.DWA(temperature=1.3),
+        dwa(num_tasks, temperature=1.3, window=window),
+    )
+    state = tx.init(None)
+    for step in range(5 * window):
+        losses = rng.uniform(0.1, 5, num_tasks)
+        loss, weights = theirs(scalarizer, losses)
+        if step % window == 0:
+            np.testing.assert_allclose(loss_weights(jnp.array(losses), state), weights, rtol=1e-10)
+            np.testing.assert_allclose(weighted_loss(jnp.array(losses), state), loss, rtol=1e-10)
+        _, state = tx.update((), state, losses=jnp.array(losses))
+        if step % window == window - 1:
+            scalarizer.step()
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 40])
+def test_uw(num_tasks, x64):
+    rng = np.random.default_rng(num_tasks)
+    scalarizer = scalarization.UW(num_tasks).double()
+    optimizer = torch.optim.Adam(scalarizer.parameters(), lr=0.05)
+    tx = uw(num_tasks, learning_rate=0.05)
+    state = tx.init(None)
+    for _ in range(100):
+        losses = rng.uniform(0.1, 5, num_tasks)
+        optimizer.zero_grad()
+        loss, weights = theirs(scalarizer, losses)
+        np.testing.assert_allclose(weighted_loss(jnp.array(losses), state), loss, rtol=1e-10)
+        np.testing.assert_allclose(loss_weights(jnp.array(losses), state), weights, rtol=1e-10)
+        optimizer.step()
+        _, state = tx.update((), state, losses=jnp.array(losses))
+    assert optax.tree.norm(state.log_variances) > 0.1
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 40])
+def test_rlw_with_the_same_draw(num_tasks, monkeypatch, x64):
+    state = rlw(num_tasks, key=num_tasks).init(None)
+    draw = torch.tensor(np.asarray(jax.random.normal(state.rng_key, (num_tasks,))))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: draw)
+    monkeypatch.setattr(torch, "randn_like", lambda *_, **__: draw)
+    losses = np.random.default_rng(0).uniform(0.1, 5, num_tasks)
+    loss, weights = theirs(scalarization.Random(), losses)
+    np.testing.assert_allclose(loss_weights(jnp.array(losses), state), weights, rtol=1e-10)
+    np.testing.assert_allclose(weighted_loss(jnp.array(losses), state), loss, rtol=1e-10)

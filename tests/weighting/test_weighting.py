@@ -1,0 +1,204 @@
+"""What holds for every weighting method, one parametrised test each."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import famo_jax
+from famo_jax import loss_weights as weigh
+from famo_jax import losses_and_grads, weighted_loss
+
+K = 3
+METHODS = {
+    "famo": lambda: famo_jax.famo(K),
+    "ls": famo_jax.ls,
+    "ls with weights": lambda: famo_jax.ls([0.5, 2.0, 1.0]),
+    "si": famo_jax.si,
+    "si with bounds": lambda: famo_jax.si(min_losses=[0.1, -1.0, 0.2]),
+    "stl": lambda: famo_jax.stl(1),
+    "rlw": lambda: famo_jax.rlw(K, key=7),
+    "dwa": lambda: famo_jax.dwa(K),
+    "dwa over two steps": lambda: famo_jax.dwa(K, window=2, temperature=0.5),
+    "uw": lambda: famo_jax.uw(K),
+    "amortized_mgda": lambda: famo_jax.amortized_mgda(K),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+TARGETS = jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
+SCALES = jnp.array([0.1, 1.0, 10.0])
+
+
+def losses_fn(params):
+    return SCALES * jnp.sum((params - TARGETS) ** 2, axis=1) + 0.3
+
+
+def advanced(tx, steps=5, seed=0):
+    """The state after some updates, as a method has it in use."""
+    rng, state = np.random.default_rng(seed), tx.init(None)
+    for _ in range(steps):
+        _, state = tx.update((), state, losses=jnp.array(rng.uniform(0.5, 3, K), jnp.float32))
+    return state
+
+
+@every_method
+def test_the_state_is_its_own_type_and_keeps_structure(make):
+    tx = make()
+    state = tx.init({"w": jnp.ones(2, jnp.bfloat16)})
+    assert type(state).__name__.endswith("State")
+    assert not isinstance(state, optax.EmptyState)
+    out, updated = tx.update({"w": jnp.ones(2)}, state, losses=jnp.ones(K))
+    chex.assert_trees_all_equal(out, {"w": jnp.ones(2)})  # untouched
+    chex.assert_trees_all_equal_structs(state, updated)
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(updated), strict=True):
+        assert before.aval == after.aval
+
+
+@every_method
+def test_weights_are_the_gradient_and_one_backward_pass_suffices(make):
+    state, params = advanced(make()), jnp.array([0.4, -0.7])
+    losses, grads = losses_and_grads(losses_fn)(params, state=state)
+    weights = weigh(losses, state)
+    np.testing.assert_allclose(weights, jax.grad(weighted_loss)(losses, state), rtol=1e-6)
+    jacobian = jax.jacobian(losses_fn)(params)
+    np.testing.assert_allclose(grads, weights @ jacobian, rtol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("absent", [np.nan, np.inf, -5.0])
+def test_an_absent_task_leaks_nowhere_and_the_others_keep_their_weights(make, absent):
+    tx = make()
+    state = advanced(tx)
+    if hasattr(state, "losses"):  # FAMO weighs an absent task by the loss last seen
+        state = state._replace(losses=jnp.array([1.0, 2.0, 3.0]))
+    where = jnp.array([True, False, True])
+    full, partial = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, absent, 3.0])
+    weights = weigh(partial, state, where=where)
+    np.testing.assert_allclose(weights, jnp.where(where, weigh(full, state), 0), rtol=1e-6)
+    assert weights[1] == 0
+    assert np.isfinite(weighted_loss(partial, state, where=where))
+    _, updated = tx.update((), state, losses=partial, where=where)
+    for leaf in jax.tree.leaves(updated):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert np.isfinite(leaf).all()
+    assert weighted_loss(partial, state, where=False) == 0
+    np.testing.assert_array_equal(weigh(partial, state, where=False), [0, 0, 0])
+
+
+@every_method
+def test_named_losses_and_bfloat16(make):
+    state = advanced(make())
+    losses = {"b": jnp.bfloat16(2.0), "a": jnp.bfloat16(1.0), "c": jnp.bfloat16(3.0)}
+    weights = weigh(losses, state)
+    flat = weigh(jnp.array([1.0, 2.0, 3.0]), state)
+    assert {weight.dtype for weight in weights.values()} == {jnp.dtype(jnp.bfloat16)}
+    named = [np.float32(weights[name]) for name in "abc"]
+    np.testing.assert_allclose(named, flat, rtol=1e-2)
+    assert weighted_loss(losses, state).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"rlw", "stl"}))
+def test_permuting_tasks_permutes_the_weights(name):
+    """With the state's arrays over tasks permuted along. (RLW draws, STL takes, by position.)"""
+    state = advanced(METHODS[name]())
+    order = jnp.array([2, 0, 1])
+    permuted = jax.tree.map(
+        lambda leaf: leaf[..., order] if leaf.shape[-1:] == (K,) else leaf, state
+    )
+    losses = jnp.array([1.0, 2.0, 5.0])
+    np.testing.assert_allclose(
+        weigh(losses[order], permuted), weigh(losses, state)[order], rtol=1e-5
+    )
+
+
+@every_method
+def test_under_scan_vmap_and_donation(make):
+    tx = optax.chain(optax.sgd(1e-3), make())
+
+    def run(params):
+        def step(carry, _):
+            params, opt_state = carry
+            losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
+            updates, opt_state = tx.update(grads, opt_state, params, losses=losses)
+            return (optax.apply_updates(params, updates), opt_state), losses
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=20)
+
+    starts = jnp.array([[0.5, 0.5], [2.0, -1.0]])
+    (params, _opt_state), losses = jax.jit(jax.vmap(run))(starts)
+    assert np.isfinite(losses).all()
+    (alone, _), _ = run(starts[1])
+    np.testing.assert_allclose(params[1], alone, rtol=1e-4, atol=1e-6)
+    assert np.abs(params - starts).max() > 1e-4
+    step = jax.jit(lambda state: make().update((), state, losses=jnp.ones(K))[1], donate_argnums=0)
+    state = make().init(None)
+    for _ in range(3):
+        state = step(state)
+
+
+@every_method
+def test_default_float_dtype(make, x64):
+    for leaf in jax.tree.leaves(make().init({"w": jnp.ones(2, jnp.float32)})):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert leaf.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: famo_jax.ls("a"), "`weights`: expected floating or integer values"),
+        (lambda: famo_jax.ls([True, False]), "`weights`: expected floating or integer values"),
+        (
+            lambda: weighted_loss(jnp.ones(3), famo_jax.ls([1.0, 2.0]).init(None)),
+            "`losses`: expected num_tasks = 2 values, got 3",
+        ),
+        (lambda: famo_jax.si(min_losses="a"), "`min_losses`: expected floating or integer"),
+        (
+            lambda: weigh(jnp.ones(3), famo_jax.si(min_losses=[0.0, 1.0]).init(None)),
+            "`losses`: expected num_tasks = 2 values, got 3",
+        ),
+        (lambda: famo_jax.stl(-1), "`task`: expected an integer of at least 0, got -1"),
+        (lambda: famo_jax.stl(1.0), "`task`: expected an integer, got 1.0"),
+        (lambda: famo_jax.stl("depth"), "`task`: expected an integer, got 'depth'"),
+        (lambda: famo_jax.stl(jnp.arange(2)), "`task`: expected an integer"),
+        (lambda: famo_jax.rlw(0, key=0), "`num_tasks`: expected an int of at least 1, got 0"),
+        (lambda: famo_jax.rlw(2, key=0.5), "`key`: expected a typed key or an int, got 0.5"),
+        (lambda: famo_jax.rlw(2, key=None), "`key`: expected a typed key or an int, got None"),
+        (
+            lambda: famo_jax.rlw(2, key=0).update((), None, losses=jnp.ones(3)),
+            "`losses`: expected num_tasks = 2 values, got 3",
+        ),
+        (lambda: famo_jax.dwa(1.5), "`num_tasks`: expected an int of at least 1, got 1.5"),
+        (lambda: famo_jax.dwa(2, window=0), "`window`: expected an int of at least 1, got 0"),
+        (lambda: famo_jax.dwa(2, temperature=0), "`temperature`: expected a number above 0, got 0"),
+        (lambda: famo_jax.dwa(2, temperature=-1.0), "`temperature`: expected a finite number"),
+        (
+            lambda: famo_jax.dwa(2).update((), famo_jax.dwa(2).init(None), losses=jnp.ones(3)),
+            "`losses`: expected num_tasks = 2 values, got 3",
+        ),
+        (lambda: famo_jax.uw(-1), "`num_tasks`: expected an int of at least 1, got -1"),
+        (lambda: famo_jax.uw(2, learning_rate=-1.0), "`learning_rate`: expected a finite number"),
+        (lambda: famo_jax.uw(2, optimizer=0.1), "`optimizer`: expected an optax.GradientTransf"),
+        (
+            lambda: weigh(jnp.ones(3), famo_jax.uw(2).init(None)),
+            "`losses`: expected num_tasks = 2 values, got 3",
+        ),
+        (lambda: famo_jax.amortized_mgda(0), "`num_tasks`: expected an int of at least 1"),
+        (lambda: famo_jax.amortized_mgda(2, weight_decay=-1), "`weight_decay`: expected a finite"),
+        (
+            lambda: famo_jax.amortized_mgda(2).update(
+                (), famo_jax.amortized_mgda(2).init(None), losses=jnp.ones(2), losses_fn=jnp.abs
+            ),
+            "`params`: expected the parameters",
+        ),
+        (
+            lambda: famo_jax.task_weights(famo_jax.dwa(2).init(None)),
+            "`state`: expected one with task logits, got DwaState",
+        ),
+    ],
+)
+def test_errors(call, words):
+    with pytest.raises(ValueError, match=r"`\w+`") as error:
+        call()
+    assert words in str(error.value)
