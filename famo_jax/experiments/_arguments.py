@@ -1,0 +1,73 @@
+"""Command-line arguments that several experiments take, and the words that refuse bad ones."""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = _finite_float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    value = _finite_float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"expected a finite number of at least 0, got {text!r}")
+    return value
+
+
+def _finite_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """One of the names."""
+
+    def name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"expected any of {', '.join(names)}, got {text!r}")
+        return text
+
+    return name
+
+
+def check_distinct(parser: argparse.ArgumentParser, option: str, values: Sequence[Any]) -> None:
+    """Refuses a list that holds a value twice."""
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        parser.error(f"argument {option}: expected each value once, got {repeated[0]} twice")
+
+
+def output_folder(parser: argparse.ArgumentParser, option: str, path: Path) -> Path:
+    """Creates the folder where it does not exist, and refuses one that cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        parser.error(f"argument {option}: expected a folder to write to, got {path} ({reason})")
+    return path
