@@ -153,7 +153,7 @@ def flatten_tasks(
     for leaf in leaves:
         dtype = dtype_of(leaf)
         if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
+            expected = " or ".join(kind.__name__.rstrip("_") for kind in kinds)
             got = type(leaf).__name__ if dtype is None else dtype
             raise ValueError(f"`{name}`: expected {expected} values, got {got}")
     arrays = [jnp.asarray(leaf) for leaf in leaves]

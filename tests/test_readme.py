@@ -53,9 +53,9 @@ def test_python_blocks_run_one_after_the_other():
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    """Shell blocks are the two commands, which the continuous integration runs."""
+    """Shell blocks are the two commands, which .ci/run runs; text is what a command printed."""
     kinds = re.findall(r"^```(\w+)$", README, re.MULTILINE)
-    assert set(kinds) == {"sh", "diff", "python", "bibtex"}
+    assert set(kinds) == {"sh", "diff", "python", "bibtex", "text"}
     assert len(blocks("sh")) == 2
 
 
