@@ -251,9 +251,11 @@ def check_key(key: Any) -> None:
     """Raises ValueError unless it is a typed key or an int, of which to make one."""
     dtype = dtype_of(key)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    is_int = dtype is not None and jnp.issubdtype(dtype, jnp.integer)
-    if not (is_key or is_int) or jnp.ndim(key):
-        raise ValueError(f"`key`: expected a typed key or an int, got {key!r}")
+    if is_key and jnp.ndim(key):
+        raise ValueError(f"`key`: expected one key, got keys of shape {jnp.shape(key)}")
+    is_int = dtype is not None and jnp.issubdtype(dtype, jnp.integer) and not jnp.ndim(key)
+    if not is_key and not is_int:
+        raise ValueError(f"`key`: expected an int or a typed key (jax.random.key), got {key!r}")
 
 
 def make_key(key: jax.Array | int) -> jax.Array:

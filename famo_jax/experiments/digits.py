@@ -270,6 +270,20 @@ class Method(NamedTuple):
     normalizer: Literal["harmonic"] | None = "harmonic"
     two_pass: bool = False
     control: str | None = None  # the same method with its logits frozen
+    aggregates: bool = False  # it combines task gradients, so it stands before Adam
+
+
+OTHER = "#bbbbbb"  # the colour of the methods that are not run unless named
+
+
+def _amortized_mgda(gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
+    return famo_jax.amortized_mgda(K, weight_decay=gamma)
+
+
+def _aggregation(
+    description: str, make: Callable[[], optax.GradientTransformationExtraArgs]
+) -> Method:
+    return Method(description, OTHER, lambda _: make(), aggregates=True)
 
 
 METHODS: dict[str, Method] = {
@@ -292,6 +306,16 @@ METHODS: dict[str, Method] = {
     "famo-one-pass-no-c": Method(
         "FAMO, one-pass, without c", "#cc79a7", _famo, "gamma", normalizer=None, control="si"
     ),
+    "rlw": Method("random weights", OTHER, lambda _: famo_jax.rlw(K, key=0)),
+    "dwa": Method("weights by rates of change", OTHER, lambda _: famo_jax.dwa(K, window=25)),
+    "uw": Method("learned uncertainties", OTHER, lambda _: famo_jax.uw(K)),
+    "amortized-mgda": Method("FAMO without logarithms", OTHER, _amortized_mgda, "gamma"),
+    "mgda": _aggregation("the least convex combination", lambda: famo_jax.mgda()),
+    "pcgrad": _aggregation("conflicts projected away", lambda: famo_jax.pcgrad(key=0)),
+    "cagrad": _aggregation("conflict-averse around the mean", lambda: famo_jax.cagrad()),
+    "imtl-g": _aggregation("equal projections", lambda: famo_jax.imtl_g()),
+    "graddrop": _aggregation("one sign for each entry", lambda: famo_jax.graddrop(key=0)),
+    "nash-mtl": _aggregation("the Nash bargaining solution", lambda: famo_jax.nash_mtl()),
 }
 
 
@@ -311,7 +335,8 @@ def training_step(
       ``params -> carry`` and ``(carry, batch) -> (carry, trace)``, for :func:`jax.lax.scan`. The
       carry is ``(params, opt_state)``.
     """
-    tx = optax.chain(optax.adam(learning_rate), method.weighting(variant))
+    links = [optax.adam(learning_rate), method.weighting(variant)]
+    tx = optax.chain(*(reversed(links) if method.aggregates else links))
 
     def init(params: chex.ArrayTree) -> Any:
         return params, tx.init(params)
@@ -324,7 +349,7 @@ def training_step(
         )
         extra = {"losses_fn": losses_fn} if method.two_pass else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
-        has_logits = method.weighting in (_famo, _frozen)
+        has_logits = method.weighting in (_famo, _frozen, _amortized_mgda)
         task_weights = famo_jax.task_weights(opt_state) if has_logits else None
         return (optax.apply_updates(params, updates), opt_state), Trace(losses, task_weights)
 
@@ -669,7 +694,7 @@ def draw(
         for task, axes in enumerate(panels[:K]):
             _draw_losses(axes, results, task)
         figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS)
+            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(SHOWN)
         )
         _draw_task_weights(panels[4], results, ("famo", "famo-no-c"))
         _draw_task_weights(panels[5], results, ("famo-one-pass", "famo-one-pass-no-c"))
@@ -677,11 +702,13 @@ def draw(
         figure.savefig(path)
 
 
+SHOWN = ("ls", "si", "frozen", "famo-no-c", "famo", "famo-one-pass", "stl")
+
+
 def _draw_losses(axes: Axes, results: Mapping[str, Result], task: int) -> None:
-    shown = ("ls", "si", "frozen", "famo-no-c", "famo", "famo-one-pass", "stl")
     curves = {
         name: _thin(results[name].losses[:, :, task].mean(axis=1), 100)
-        for name in shown
+        for name in SHOWN
         if name in results
     }
     for name, curve in curves.items():
@@ -764,7 +791,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_arguments.one_of(list(METHODS)),
         metavar="NAME",
-        help="what to compare; stl, the baseline, is always run (all but frozen-no-c)",
+        help="what to compare; stl, the baseline, is always run (stl, ls, si, frozen and famo*)",
     )
     add(
         "--learning-rate",
@@ -789,7 +816,8 @@ FULL = {
     "steps": 1500,
     "seeds": 5,
     "batch_size": 64,
-    "methods": [name for name in METHODS if name != "frozen-no-c"],
+    "methods": [name for name in METHODS if name.startswith(("stl", "ls", "si", "famo"))]
+    + ["frozen"],
     "learning_rate": [1e-3, 3e-3, 1e-2],
     "gamma": [0.0, 1e-3, 1e-2, 1e-1],
 }

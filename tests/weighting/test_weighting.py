@@ -163,8 +163,14 @@ def test_default_float_dtype(make, x64):
         (lambda: famo_jax.stl("depth"), "`task`: expected an integer, got 'depth'"),
         (lambda: famo_jax.stl(jnp.arange(2)), "`task`: expected an integer"),
         (lambda: famo_jax.rlw(0, key=0), "`num_tasks`: expected an int of at least 1, got 0"),
-        (lambda: famo_jax.rlw(2, key=0.5), "`key`: expected a typed key or an int, got 0.5"),
-        (lambda: famo_jax.rlw(2, key=None), "`key`: expected a typed key or an int, got None"),
+        (
+            lambda: famo_jax.rlw(2, key=0.5),
+            "`key`: expected an int or a typed key (jax.random.key), got 0.5",
+        ),
+        (
+            lambda: famo_jax.rlw(2, key=None),
+            "`key`: expected an int or a typed key (jax.random.key), got None",
+        ),
         (
             lambda: famo_jax.rlw(2, key=0).update((), None, losses=jnp.ones(3)),
             "`losses`: expected num_tasks = 2 values, got 3",

@@ -1,0 +1,27 @@
+"""Methods that combine the gradients of the tasks: task-stacked gradients in, one gradient out."""
+
+from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
+from famo_jax.aggregation._graddrop import GraddropState, graddrop
+from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
+from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
+from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weights
+from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
+
+__all__ = [
+    "CagradState",
+    "GraddropState",
+    "ImtlGState",
+    "MgdaState",
+    "NashMtlState",
+    "PcgradState",
+    "cagrad",
+    "cagrad_weights",
+    "graddrop",
+    "imtl_g",
+    "imtl_g_weights",
+    "mgda",
+    "mgda_weights",
+    "nash_mtl",
+    "nash_mtl_weights",
+    "pcgrad",
+]

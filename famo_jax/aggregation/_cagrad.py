@@ -1,0 +1,194 @@
+"""CAGrad: the direction near the mean gradient that helps the worst task most."""
+
+import functools
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from famo_jax import _core
+from famo_jax.aggregation import _gram
+from famo_jax.aggregation._mgda import mgda_weights
+
+MAX_STEPS = 30  # of the search for the worst task's gain; 2 to 7 are usual
+
+
+Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+class CagradState(NamedTuple):
+    """CAGrad remembers nothing."""
+
+
+_core.scalarize.register(CagradState, _core.needs_task_gradients)
+
+
+def cagrad(
+    *, c: jax.typing.ArrayLike = 0.4, shared: _gram.Shared = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Conflict-averse gradient descent: the best for the worst task, near the mean gradient.
+
+    .. math:: d = \arg\max_d \min_i g_i \cdot d \quad \text{subject to} \quad
+              \lVert d - g_0 \rVert \le c \lVert g_0 \rVert, \quad g_0 = \tfrac1K \sum_i g_i
+
+    By duality :math:`d = g_0 + c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert` where
+    :math:`g_w = J^\top w` and w minimises
+    :math:`g_w \cdot g_0 + c \lVert g_0 \rVert \lVert g_w \rVert` on the simplex. It is solved
+    exactly, on the device. With c = 0 it is the mean gradient, and as c grows it takes the
+    direction of :func:`mgda`.
+
+    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
+    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
+    the tasks present, one boolean, ``[K]``, or structured as ``losses``. Mean and minimum are then
+    over these alone; an absent task weighs 0, whatever its gradient holds. With all absent the
+    gradient is 0.
+
+    Where 0 is in the convex hull of the task gradients (opposite gradients, a gradient of zero;
+    often with more tasks than parameters) no direction helps all tasks. The solution need not then
+    be unique nor lie on the boundary of the ball: of those with :math:`g_i \cdot d \ge 0` it is
+    the one nearest to the mean, so 0 where there is no other. If the gradients sum to 0, so is d.
+    A present gradient that is not finite gives NaN.
+
+    The official code divides this by :math:`1 + c^2` and multiplies it by K, on the shared
+    parameters: ``optax.chain(cagrad(c=c), optax.masked(optax.scale(K / (1 + c**2)), shared))``.
+
+    Args:
+      c: The radius of the ball, in lengths of the mean gradient. At least 0; below 1 the average
+        loss converges to a stationary point. May be traced.
+      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
+        will do) or a function of the parameters that returns one. The others, such as task heads,
+        get the plain sum over the tasks. Default: all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`CagradState`. Its
+      updates have no leading axis of K.
+
+    Raises:
+      ValueError: If ``c`` is negative or no scalar; if ``shared`` is no mask, or does not fit; if
+        the updates are not task-stacked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import cagrad
+      >>> tx = cagrad(c=0.5)
+      >>> task_gradients = jnp.array([[2.0, 0.0], [-1.0, 1.0]])
+      >>> gradient, _ = tx.update(task_gradients, tx.init(None))
+      >>> gains = task_gradients @ gradient  # the mean gradient gives 1 and 0
+      >>> print([f"{gain:.2f}" for gain in gains])
+      ['0.50', '0.50']
+
+    References:
+      Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
+      <https://arxiv.org/abs/2110.14048>`_, NeurIPS 2021, eq. 3 and 4
+    """
+    _check_c(c)
+    weigh = functools.partial(cagrad_weights, c=c)
+    return _gram.aggregate_by(weigh, CagradState(), shared=shared, heads="sum")
+
+
+def cagrad_weights(
+    gram: jax.typing.ArrayLike,
+    c: jax.typing.ArrayLike = 0.4,
+    *,
+    where: jax.typing.ArrayLike | None = None,
+) -> jax.Array:
+    r"""The weights of :func:`cagrad`, from the Gram matrix of the task gradients.
+
+    Args:
+      gram: :math:`J J^\top`, ``[K, K]``.
+      c: The radius of the ball, in lengths of the mean gradient.
+      where: ``[K]``, bool, the tasks present. Default: all.
+
+    Returns:
+      ``[K]``: 1 / K for the mean gradient, plus :math:`w_i` times a length. In at least float32;
+      0 for absent tasks.
+
+    Raises:
+      ValueError: If ``gram`` is not square, ``c`` negative or no scalar, or ``where`` of another
+        length.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import cagrad_weights
+      >>> print(cagrad_weights(jnp.array([[1.0, 0.0], [0.0, 4.0]]), c=0.0).round(3))
+      [0.5 0.5]
+    """
+    _check_c(c)
+    return _gram.weigh(_solve, gram, where, c)
+
+
+def _check_c(c: jax.typing.ArrayLike) -> None:
+    dtype = _core.dtype_of(c)
+    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in _core.REAL):
+        raise ValueError(f"`c`: expected a real number, got {type(c).__name__}")
+    if jnp.shape(c) != ():
+        raise ValueError(f"`c`: expected a scalar, got shape {jnp.shape(c)}")
+    if not isinstance(c, jax.core.Tracer) and not np.all(np.asarray(c) >= 0):
+        raise ValueError(f"`c`: expected at least 0, got {c}")
+
+
+def _solve(gram: jax.Array, present: jax.Array, c: jax.Array) -> jax.Array:
+    c = jnp.asarray(c, gram.dtype)
+    epsilon = _gram.epsilon_of(gram)
+    largest = jnp.max(jnp.diag(gram))
+    gram = gram / jnp.where(largest > 0, largest, 1)
+    lengths = jnp.sqrt(jnp.diag(gram))
+    pointed = lengths > 0
+
+    def norm(weights: jax.Array) -> jax.Array:
+        """|J^T w|, and 0 where rounding in the Gram matrix may be all there is."""
+        square = weights @ gram @ weights
+        noise = 4 * epsilon * jnp.square(jnp.sum(weights * lengths))
+        return jnp.where(square > noise, jnp.sqrt(jnp.maximum(square, 0)), 0)
+
+    mean = present / jnp.maximum(jnp.sum(present), 1).astype(gram.dtype)
+    along_mean = gram @ mean  # g_i.g_0
+    radius = c * norm(mean)
+
+    def bound(weights: jax.Array) -> jax.Array:
+        """The dual objective g_w.g_0 + c |g_0| |g_w|: no direction gives the worst task more."""
+        return along_mean @ weights + radius * norm(weights)
+
+    # The gain t = min_i g_i.d is at most t wherever the nearest point to g_0 with all g_i.d >= t,
+    # g_0 + J^T y, is not within the ball. By duality w = y / sum_i y_i then bounds the gain better,
+    # which is a Newton step on a convex function of t: from above it falls to the solution.
+    eye = jnp.eye(len(gram), dtype=bool)
+    system = jnp.where(eye & ~pointed, 1, gram)
+
+    def nearest(gain: jax.Array) -> jax.Array:
+        """Gives y for the point nearest to the mean gradient where every task gains this."""
+        y = _gram.nonnegative_least_squares(system, jnp.where(pointed, gain - along_mean, -1))
+        return jnp.where(pointed, y, 0)
+
+    alone = jnp.where(present, along_mean + radius * lengths, jnp.inf)  # the bounds of unit vectors
+    z = mgda_weights(gram, where=present)
+    highest = jnp.minimum(jnp.minimum(bound(mean), bound(z)), jnp.min(alone))
+    tolerance = 4 * epsilon * (lengths @ z) * (norm(mean) + radius)  # the rounding in a bound
+
+    def step(carry: Carry) -> Carry:
+        gain, *_, count = carry
+        y = nearest(gain)
+        total = jnp.sum(y)
+        new_gain = bound(y / jnp.where(total > 0, total, 1))
+        inside = new_gain > highest + 16 * tolerance
+        new_gain = jnp.minimum(new_gain, highest)
+        return new_gain, jnp.abs(new_gain - gain) > tolerance, y, inside, count + 1
+
+    # Just under the bound, where y exists even if no direction helps all tasks.
+    _, _, y, inside, _ = jax.lax.while_loop(
+        lambda carry: carry[1] & (carry[4] < MAX_STEPS),
+        step,
+        (
+            highest - tolerance,
+            jnp.array(True),
+            jnp.zeros_like(mean),
+            jnp.array(False),
+            jnp.zeros((), int),
+        ),
+    )
+    # Onto the boundary of the ball exactly, unless the largest gain is reached inside.
+    distance = norm(y)
+    length = radius / jnp.where(distance > 0, distance, 1)
+    return mean + y * jnp.where(inside, jnp.minimum(length, 1), length)

@@ -1,0 +1,109 @@
+"""IMTL-G: the direction at equal angles to all task gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from famo_jax import _core
+from famo_jax.aggregation import _gram
+
+
+class ImtlGState(NamedTuple):
+    """IMTL-G remembers nothing."""
+
+
+_core.scalarize.register(ImtlGState, _core.needs_task_gradients)
+
+
+def imtl_g(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArgs:
+    r"""Impartial multi-task learning: equal projections on the unit gradients of all tasks.
+
+    .. math:: d = J^\top \alpha, \quad u_i \cdot d = u_j \cdot d > 0, \quad
+              u_i = g_i / \lVert g_i \rVert, \quad \Big\lvert \sum_i \alpha_i \Big\rvert = 1
+
+    In the paper :math:`\sum_i \alpha_i = 1`, which fixes the sign too, and for correlated
+    gradients of different lengths not always the one that descends: the direction can then point
+    uphill for every task. Here it has the sign that descends, and the weights then sum to -1.
+
+    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
+    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
+    the tasks present, one boolean, ``[K]``, or structured as ``losses``. The direction is the one
+    at equal angles to their gradients; an absent task weighs 0, whatever its gradient holds. With
+    all absent the gradient is 0.
+
+    A gradient of zero has no direction and weighs 0. Linearly dependent gradients, such as those
+    of more tasks than parameters, have in general no direction at equal angles: the projections
+    are then as equal as can be in the least-squares sense, with the weights of least norm (after
+    multiplication by the lengths of the gradients). Equal gradients so share their weight, and
+    opposite ones, or any others whose unit gradients sum to 0, give 0. So do weights that sum
+    to 0, which cannot be brought to 1. A present gradient that is not finite gives NaN.
+
+    The length is the paper's and the official code's, and unbounded where the weights almost
+    cancel: ``optax.clip_by_global_norm`` behind it is a good idea.
+
+    Args:
+      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
+        will do) or a function of the parameters that returns one. The others, such as task heads,
+        get the same weights. Default: all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`ImtlGState`. Its
+      updates have no leading axis of K.
+
+    Raises:
+      ValueError: If ``shared`` is no mask, or does not fit; if the updates are not task-stacked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import imtl_g
+      >>> tx = imtl_g()
+      >>> task_gradients = jnp.array([[1.0, 0.0], [0.0, 4.0]])
+      >>> gradient, _ = tx.update(task_gradients, tx.init(None))
+      >>> print(gradient.round(3))
+      [0.8 0.8]
+
+    References:
+      Liu et al., `Towards Impartial Multi-task Learning
+      <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, eq. 2 and 3
+    """
+    return _gram.aggregate_by(imtl_g_weights, ImtlGState(), shared=shared, heads="weights")
+
+
+def imtl_g_weights(
+    gram: jax.typing.ArrayLike, *, where: jax.typing.ArrayLike | None = None
+) -> jax.Array:
+    r"""The weights :math:`\alpha` of :func:`imtl_g`, from the Gram matrix of the task gradients.
+
+    Args:
+      gram: :math:`J J^\top`, ``[K, K]``.
+      where: ``[K]``, bool, the tasks present. Default: all.
+
+    Returns:
+      ``[K]``, sum 1 or -1, in at least float32. 0 for absent tasks and gradients of zero.
+
+    Raises:
+      ValueError: If ``gram`` is not square or ``where`` of another length.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import imtl_g_weights
+      >>> print(imtl_g_weights(jnp.array([[1.0, 0.0], [0.0, 16.0]])).round(3))
+      [0.8 0.2]
+    """
+    return _gram.weigh(_solve, gram, where)
+
+
+def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
+    cosines, norms, pointed = _gram.correlation(gram, present)
+    # u_i.d = 1 for all i. The length is settled below; this sign descends.
+    tolerance = 8 * _gram.epsilon_of(gram)  # below it an eigenvalue may be rounding in the cosines
+    values, vectors = jnp.linalg.eigh(cosines)
+    kept = values > tolerance * values[-1]
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    beta = vectors @ (inverse * (pointed.astype(gram.dtype) @ vectors))
+    alpha = jnp.where(pointed, beta / norms, 0)
+    total = jnp.abs(jnp.sum(alpha))
+    fixed = total > tolerance * jnp.sum(jnp.abs(alpha))
+    return jnp.where(fixed, alpha / jnp.where(fixed, total, 1), 0)

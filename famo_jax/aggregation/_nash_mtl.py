@@ -1,0 +1,132 @@
+"""Nash-MTL: the Nash bargaining solution among the tasks."""
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from famo_jax import _core
+from famo_jax.aggregation import _gram
+
+MAX_STEPS = 100  # of Newton's method; 10 are usual, more where the gradients nearly cancel
+
+
+Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class NashMtlState(NamedTuple):
+    """Nash-MTL remembers nothing."""
+
+
+_core.scalarize.register(NashMtlState, _core.needs_task_gradients)
+
+
+def nash_mtl(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArgs:
+    r"""Nash-MTL: the direction that the tasks would agree on in a bargaining game.
+
+    It maximises :math:`\sum_i \log g_i \cdot d` among all d of one length, which is
+
+    .. math:: d = J^\top \alpha, \quad J J^\top \alpha = 1 / \alpha, \quad \alpha > 0
+
+    The direction does not depend on the length of any task's gradient. The equation is solved
+    exactly, on the device. The length is :math:`\lVert d \rVert = \sqrt{K}`; for the unit ball::
+
+        tx = optax.chain(nash_mtl(), optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+    as in the FAMO paper's Appendix A and the official code, which clips the gradient of the
+    shared parameters and re-uses the weights for some steps. (Put
+    ``optax.masked(optax.clip_by_global_norm(1.0), shared)`` there to clip those alone.)
+
+    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
+    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
+    the tasks present, one boolean, ``[K]``, or structured as ``losses``. They bargain among
+    themselves, so K is their number; an absent task weighs 0, whatever its gradient holds. With
+    all absent the gradient is 0.
+
+    A gradient of zero has no say and weighs 0. There is a solution if and only if 0 is not in the
+    convex hull of the others. If it is (opposite gradients; often with more tasks than
+    parameters), or so near to it that the precision of the dtype cannot tell, no direction
+    descends on all tasks and the gradient is 0. A present gradient that is not finite gives NaN.
+
+    Args:
+      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
+        will do) or a function of the parameters that returns one. The others, such as task heads,
+        get the same weights. Default: all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`NashMtlState`. Its
+      updates have no leading axis of K.
+
+    Raises:
+      ValueError: If ``shared`` is no mask, or does not fit; if the updates are not task-stacked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import nash_mtl
+      >>> tx = nash_mtl()
+      >>> task_gradients = jnp.array([[1.0, 0.0], [0.0, 200.0]])
+      >>> gradient, _ = tx.update(task_gradients, tx.init(None))
+      >>> print(gradient.round(3))
+      [1. 1.]
+
+    References:
+      Navon et al., `Multi-Task Learning as a Bargaining Game
+      <https://arxiv.org/abs/2202.01017>`_, ICML 2022, Claim 3.1
+    """
+    return _gram.aggregate_by(nash_mtl_weights, NashMtlState(), shared=shared, heads="weights")
+
+
+def nash_mtl_weights(
+    gram: jax.typing.ArrayLike, *, where: jax.typing.ArrayLike | None = None
+) -> jax.Array:
+    r"""The weights :math:`\alpha` of :func:`nash_mtl`, from the Gram matrix of the task gradients.
+
+    Args:
+      gram: :math:`G = J J^\top`, ``[K, K]``.
+      where: ``[K]``, bool, the tasks present. Default: all.
+
+    Returns:
+      ``[K]``, with :math:`G \alpha = 1 / \alpha`, in at least float32. 0 for absent tasks and
+      gradients of zero; all 0 where there is no solution.
+
+    Raises:
+      ValueError: If ``gram`` is not square or ``where`` of another length.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from famo_jax.aggregation import nash_mtl_weights
+      >>> print(nash_mtl_weights(jnp.array([[1.0, 0.0], [0.0, 4.0]])).round(3))
+      [1.  0.5]
+    """
+    return _gram.weigh(_solve, gram, where)
+
+
+def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
+    cosines, norms, pointed = _gram.correlation(gram, present)
+    eye = jnp.eye(len(gram), dtype=gram.dtype)
+    precision = jnp.sqrt(_gram.epsilon_of(gram))
+
+    # G alpha = 1 / alpha is the stationarity of the strictly convex, self-concordant
+    # alpha.G alpha / 2 - sum_i log alpha_i. Damped by 1 / (1 + decrement) Newton's method always
+    # converges, and quadratically in the end. With beta = alpha |g| it sees only cosines.
+    def step(carry: Carry) -> Carry:
+        beta, _, count = carry
+        residual = 1 - beta * (cosines @ beta)
+        relative = _gram.solve_positive(beta * cosines * beta[:, None] + eye, residual)
+        decrement = jnp.sqrt(jnp.maximum(jnp.vdot(residual, relative), 0))
+        damping = jnp.where(decrement < 0.25, 1, 1 / (1 + decrement))
+        return beta * (1 + damping * relative), decrement, count + 1
+
+    def unsettled(carry: Carry) -> jax.Array:
+        beta, decrement, count = carry
+        return (decrement > precision) & (count < MAX_STEPS) & (jnp.max(beta) < 1 / precision)
+
+    beta = jnp.full_like(norms, 1) * jnp.sqrt(len(gram) / jnp.maximum(jnp.sum(cosines), 1))
+    beta, *_ = jax.lax.while_loop(
+        unsettled, step, (beta, jnp.array(jnp.inf, gram.dtype), jnp.zeros((), int))
+    )
+    # Without a solution beta grows for as long as it may.
+    residual = jnp.max(jnp.abs(1 - beta * (cosines @ beta)))
+    solved = (residual < 0.01) & (jnp.max(beta) < 1 / precision)
+    return jnp.where(solved & pointed, beta / norms, 0)

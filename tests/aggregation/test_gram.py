@@ -1,0 +1,99 @@
+"""The Gram matrix, the combination of gradients, the mask of shared leaves, the solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize
+
+from famo_jax.aggregation import _gram, mgda, pcgrad
+
+from .problems import METHOD_SETTINGS
+
+RNG = np.random.default_rng(0)
+GRADS = {
+    "trunk": {"kernel": RNG.normal(size=(3, 4, 5)), "bias": RNG.normal(size=(3,))},
+    "head": RNG.normal(size=(3, 6)),
+}
+ALL = {"trunk": {"kernel": True, "bias": True}, "head": True}
+TRUNK = {"trunk": {"kernel": True, "bias": True}, "head": False}
+
+
+def flat(tree):
+    return np.concatenate([np.reshape(leaf, (3, -1)) for leaf in jax.tree.leaves(tree)], axis=1)
+
+
+def test_gram_is_over_the_selected_leaves(x64):
+    grads = jax.tree.map(jnp.asarray, GRADS)
+    for mask, tree in ((ALL, GRADS), (TRUNK, GRADS["trunk"])):
+        np.testing.assert_allclose(_gram.gram(grads, mask), flat(tree) @ flat(tree).T, rtol=1e-13)
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_accumulated_in_float32(half):
+    rows = jnp.array(RNG.normal(size=(4, 5000)), half)
+    gram = _gram.gram(rows, True)
+    assert gram.dtype == jnp.float32
+    exact = np.asarray(rows, float) @ np.asarray(rows, float).T
+    np.testing.assert_allclose(gram, exact, atol=1e-5 * np.max(exact))
+    weights = jnp.array([0.1, 0.2, 0.3, 0.4])
+    combined = _gram.combine(rows, weights, True, heads="sum")
+    assert combined.dtype == half
+    expected = jnp.asarray(np.asarray(weights, float) @ np.asarray(rows, float), half)
+    np.testing.assert_allclose(
+        np.asarray(combined, float), np.asarray(expected, float), rtol=0.01, atol=1e-3
+    )
+
+
+def test_gradients_keep_their_dtypes_and_structure(x64):
+    grads = {"a": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones((2,)), "c": jnp.ones((2, 0))}
+    gradient, _ = mgda().update(grads, mgda().init(None))
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gradient)
+    assert shapes == {
+        "a": ((3,), jnp.bfloat16),
+        "b": ((), jnp.float64),
+        "c": ((0,), jnp.float64),
+    }
+
+
+def test_shared_as_optax_masks_take_it():
+    grads = jax.tree.map(jnp.asarray, GRADS)
+    params = jax.tree.map(lambda leaf: leaf[0], grads)
+    masks = (
+        TRUNK,
+        {"trunk": True, "head": False},
+        lambda tree: {"trunk": True, "head": False},
+        lambda tree: jax.tree.map(lambda leaf: jnp.ndim(leaf) != 1, tree),
+    )
+    for mask in masks:
+        for given_params in (params, None):
+            assert _gram.shared_leaves(mask, grads, given_params) == TRUNK
+    assert _gram.shared_leaves(None, grads, None) == ALL
+    assert _gram.shared_leaves(np.True_, grads, None) == ALL
+
+
+def test_keys():
+    by_seed, by_key = pcgrad(key=3).init(None), pcgrad(key=jax.random.key(3)).init(None)
+    assert by_seed.rng_key == by_key.rng_key
+    assert jnp.issubdtype(by_seed.rng_key.dtype, jax.dtypes.prng_key)
+    assert pcgrad(key=np.int32(3)).init(None).rng_key == by_key.rng_key
+
+
+solve = jax.jit(_gram.nonnegative_least_squares)
+
+
+@METHOD_SETTINGS
+@given(size=st.sampled_from([1, 2, 5, 20]), rank=st.integers(1, 20), seed=st.integers(0, 10**6))
+def test_nonnegative_least_squares(x64, size, rank, seed):
+    """SciPy solves the same problem by an active-set method."""
+    rng = np.random.default_rng(seed)
+    factor = rng.normal(size=(min(rank, size) + 3, size))
+    target = rng.normal(size=len(factor))
+    u = np.asarray(solve(factor.T @ factor, factor.T @ target))
+    assert np.all(u > 0)
+    peer, distance = optimize.nnls(factor, target)
+    np.testing.assert_allclose(np.linalg.norm(factor @ u - target), distance, atol=1e-7)
+    if len(factor) >= size:  # then it is unique
+        np.testing.assert_allclose(u, peer, atol=1e-6 * (1 + peer.max()))

@@ -1,0 +1,294 @@
+"""What all aggregation methods have in common: masks, transformations of JAX, the training step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from famo_jax import losses_and_grads, weighted_loss
+from famo_jax.aggregation import (
+    cagrad,
+    cagrad_weights,
+    graddrop,
+    imtl_g,
+    imtl_g_weights,
+    mgda,
+    mgda_weights,
+    nash_mtl,
+    nash_mtl_weights,
+    pcgrad,
+)
+
+METHODS = {
+    "mgda": mgda,
+    "pcgrad": lambda **kwargs: pcgrad(key=0, **kwargs),
+    "cagrad": cagrad,
+    "imtl_g": imtl_g,
+    "graddrop": lambda **kwargs: graddrop(key=0, **kwargs),
+    "nash_mtl": nash_mtl,
+}
+WEIGHTS = {
+    "mgda": mgda_weights,
+    "cagrad": cagrad_weights,
+    "imtl_g": imtl_g_weights,
+    "nash_mtl": nash_mtl_weights,
+}
+all_methods = pytest.mark.parametrize("name", METHODS)
+
+RNG = np.random.default_rng(0)
+X = jnp.array(RNG.normal(size=(32, 6)), jnp.float32)
+Y = jnp.array(RNG.normal(size=(32, 2)), jnp.float32)
+PARAMS = {
+    "trunk": jnp.array(RNG.normal(size=(6, 4)), jnp.float32),
+    "heads": {name: jnp.array(RNG.normal(size=4), jnp.float32) for name in ("depth", "seg")},
+}
+
+
+def losses_fn(params, x=X):
+    """Two tasks on one trunk, each with a head of its own."""
+    features = jnp.tanh(x @ params["trunk"])
+    outputs = {name: features @ head for name, head in params["heads"].items()}
+    return {
+        "depth": jnp.mean((outputs["depth"] - Y[:, 0]) ** 2),
+        "seg": 10 * jnp.mean((outputs["seg"] - Y[:, 1]) ** 2),
+    }
+
+
+def task_grads(name, params=PARAMS, **kwargs):
+    state = METHODS[name]().init(params)
+    return losses_and_grads(losses_fn)(params, state=state, **kwargs)[1]
+
+
+# --- Task heads -----------------------------------------------------------------------------------
+
+
+@all_methods
+def test_heads(name):
+    """MGDA, IMTL-G, Nash-MTL: the trunk's weights. The others: the gradient of the sum of losses.
+
+    As the official code has them: there the first three weigh the losses, and the others write the
+    gradients of the shared parameters alone, over those of the plain sum.
+    """
+    grads = task_grads(name)
+    tx = METHODS[name](shared={"trunk": True, "heads": False})
+    gradient, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    trunk = np.asarray(grads["trunk"], float).reshape(2, -1)
+
+    of_sum = jax.grad(lambda params: sum(losses_fn(params).values()))(PARAMS)
+    for index, (task, head) in enumerate(gradient["heads"].items()):
+        if name in ("mgda", "imtl_g", "nash_mtl"):
+            weight = np.asarray(WEIGHTS[name](trunk @ trunk.T))[index]
+            expected = (
+                weight
+                * jax.grad(lambda params, task=task: losses_fn(params)[task])(PARAMS)["heads"][task]
+            )
+        else:
+            expected = of_sum["heads"][task]
+        np.testing.assert_allclose(head, expected, rtol=1e-4)
+    # The heads' gradients decide nothing.
+    alone = METHODS[name]()
+    by_trunk, _ = alone.update({"trunk": grads["trunk"]}, alone.init(PARAMS))
+    if name != "graddrop":  # its draws differ
+        np.testing.assert_allclose(gradient["trunk"], by_trunk["trunk"], rtol=1e-4, atol=1e-6)
+
+
+@all_methods
+def test_everything_is_shared_by_default(name):
+    grads = task_grads(name)
+    results = []
+    for shared in (None, True, lambda params: jax.tree.map(lambda _: True, params)):
+        tx = METHODS[name](shared=shared)
+        results.append(tx.update(grads, tx.init(PARAMS), PARAMS)[0])
+    jax.tree.map(np.testing.assert_array_equal, *results[:2])
+    jax.tree.map(np.testing.assert_array_equal, *results[1:])
+
+
+# --- Tasks that are absent ------------------------------------------------------------------------
+
+
+@all_methods
+def test_absent_tasks_are_left_out(name):
+    """The same as without them, whatever their gradients hold."""
+    rows = jnp.array(np.random.default_rng(0).normal(size=(3, 12)), jnp.float32)
+    where = jnp.array([True, False, True, True, False])
+    padded = jnp.full((5, 12), jnp.nan).at[4].set(7).at[jnp.flatnonzero(where)].set(rows)
+    tx = METHODS[name]()
+    state = tx.init(None)
+    gradient, _ = jax.jit(tx.update)(padded, state, where=where)
+    if name == "pcgrad":  # its orders differ, so two tasks, for which they do not matter
+        where, rows = where.at[0].set(False), rows[1:]
+        gradient, _ = tx.update(padded, state, where=where)
+    expected, _ = tx.update(rows, state)
+    np.testing.assert_allclose(gradient, expected, rtol=2e-4, atol=1e-5)
+    if name in WEIGHTS:
+        gram = padded @ padded.T
+        weights = WEIGHTS[name](gram, where=where)
+        assert np.all(weights[~where] == 0)
+        np.testing.assert_allclose(weights[where], WEIGHTS[name](rows @ rows.T), rtol=1e-3)
+
+
+@all_methods
+def test_with_all_absent_the_gradient_is_zero(name):
+    tx = METHODS[name]()
+    gradient, _ = tx.update(jnp.full((3, 4), jnp.nan), tx.init(None), where=jnp.zeros(3, bool))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@all_methods
+def test_where_takes_the_structure_of_the_losses(name):
+    losses = losses_fn(PARAMS)
+    grads = task_grads(name)
+    tx = METHODS[name]()
+    results = [
+        tx.update(grads, tx.init(PARAMS), PARAMS, losses=losses, where=where)[0]
+        for where in ([True, False], jnp.array([True, False]), {"depth": True, "seg": False})
+    ]
+    for result in results[1:]:
+        jax.tree.map(np.testing.assert_array_equal, result, results[0])
+    np.testing.assert_array_equal(results[0]["heads"]["seg"], 0)
+    kept, _ = tx.update(grads, tx.init(PARAMS), PARAMS, losses=losses, where=True)
+    jax.tree.map(np.testing.assert_array_equal, kept, tx.update(grads, tx.init(PARAMS), PARAMS)[0])
+
+
+@all_methods
+def test_a_gradient_that_is_not_finite_shows(name):
+    rows = jnp.ones((3, 4)).at[1, 2].set(jnp.nan)
+    tx = METHODS[name]()
+    gradient, state = jax.jit(tx.update)(rows, tx.init(None))
+    assert np.isnan(gradient[2])
+    if name != "graddrop":
+        assert np.all(np.isnan(gradient))
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(None))
+
+
+# --- Transformations ------------------------------------------------------------------------------
+
+
+@all_methods
+def test_jit_vmap_scan(name):
+    rows = jnp.array(np.random.default_rng(0).normal(size=(6, 4, 9)), jnp.float32)
+    rows = rows.at[2, 1].set(-rows[2, 0]).at[3, 1].set(0).at[4, 1].set(rows[4, 0])
+    tx = METHODS[name]()
+    state = tx.init(None)
+    update = jax.jit(tx.update)
+    one_by_one = jnp.stack([update(each, state)[0] for each in rows])
+    mapped, _ = jax.jit(jax.vmap(tx.update, in_axes=(0, None)))(rows, state)
+    np.testing.assert_allclose(mapped, one_by_one, rtol=1e-3, atol=1e-3)
+
+    def step(state, each):
+        gradient, state = tx.update(each, state)
+        return state, gradient
+
+    last, scanned = jax.lax.scan(step, state, rows)
+    for each, result in zip(rows, scanned, strict=True):
+        expected, state = update(each, state)
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-3)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.all(a == b), last, state)))
+
+
+@all_methods
+def test_no_host_callbacks(name):
+    tx = METHODS[name]()
+    text = str(jax.make_jaxpr(tx.update)(jnp.ones((3, 4)), tx.init(None)))
+    assert "callback" not in text
+
+
+def products(jaxpr):
+    """All matrix products, those in loops too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda node: hasattr(node, "eqns")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@all_methods
+def test_products_are_in_full_precision(name):
+    """Accelerators would round the factors."""
+    tx = METHODS[name]()
+    jaxpr = jax.make_jaxpr(tx.update)(jnp.ones((3, 4)), tx.init(None)).jaxpr
+    found = list(products(jaxpr))
+    assert len(found) >= (0 if name == "graddrop" else 3)
+    for equation in found:
+        assert equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+
+
+@all_methods
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_update_changes_no_dtype_and_no_structure(name, dtype):
+    tx = METHODS[name]()
+    state = tx.init(None)
+    assert type(state).__name__.lower() == name.replace("_", "") + "state"
+    gradient, new_state = tx.update({"a": jnp.ones((2, 3), dtype), "b": jnp.ones(2)}, state)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), gradient) == {
+        "a": ((3,), dtype),
+        "b": ((), jnp.float32),
+    }
+    assert type(new_state) is type(state)
+    for new, old in zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+
+
+@all_methods
+def test_gradients_that_nearly_vanish_or_cancel_stay_finite(name, dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        direction = rng.normal(size=6)
+        rows = np.stack([direction, -direction, 1e-6 * rng.normal(size=6), 0 * direction])
+        for scale in (1e-12, 1.0, 1e12):
+            tx = METHODS[name]()
+            gradient, _ = tx.update(jnp.array(scale * rows, dtype), tx.init(None))
+            assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_of_gram_matrices_under_jit_and_vmap(name):
+    rows = jnp.array(np.random.default_rng(0).normal(size=(5, 3, 8)), jnp.float32)
+    grams = rows @ jnp.swapaxes(rows, 1, 2)
+    mapped = jax.vmap(jax.jit(WEIGHTS[name]))(grams)
+    for gram, weights in zip(grams, mapped, strict=True):
+        np.testing.assert_allclose(weights, WEIGHTS[name](np.asarray(gram)), rtol=1e-3, atol=1e-5)
+
+
+# --- The training step ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk_size"), [*((name, None) for name in METHODS), ("nash_mtl", 1)]
+)
+def test_the_training_step_of_any_method(name, chunk_size):
+    tx = optax.chain(METHODS[name](), optax.adam(1e-2))
+
+    @jax.jit
+    def train_step(params, opt_state):
+        losses, grads = losses_and_grads(losses_fn, chunk_size=chunk_size)(params, state=opt_state)
+        updates, opt_state = tx.update(grads, opt_state, params, losses=losses)
+        return optax.apply_updates(params, updates), opt_state
+
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    for _ in range(100):
+        params, opt_state = train_step(params, opt_state)
+    before, after = losses_fn(PARAMS), losses_fn(params)
+    assert all(after[task] < 0.9 * before[task] for task in before)
+
+
+@all_methods
+def test_outside_of_multi_steps(name):
+    tx = optax.chain(METHODS[name](), optax.MultiSteps(optax.sgd(0.1), 2))
+    grads = task_grads(name)
+    state = tx.init(PARAMS)
+    first, state = tx.update(grads, state, PARAMS)
+    second, state = tx.update(grads, state, PARAMS)
+    np.testing.assert_array_equal(first["trunk"], 0)
+    assert np.any(second["trunk"] != 0)
+
+
+@all_methods
+def test_weighted_loss_points_to_losses_and_grads(name):
+    with pytest.raises(ValueError, match="use `losses_and_grads`"):
+        weighted_loss(jnp.ones(2), METHODS[name]().init(PARAMS))

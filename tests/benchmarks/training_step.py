@@ -1,0 +1,168 @@
+"""A whole training step of every method beside TorchJD. Prints a table; run it by hand.
+
+    python tests/benchmarks/training_step.py [--tasks 10 40] [--width 860] [--rounds 20]
+
+A network of about a million parameters (256 inputs, two hidden layers, one output a task), batch
+64, Adam. Each side as its users run it: ours jitted, with the state donated; TorchJD eager. All
+steps are timed in turn; shown are medians and quartiles.
+"""
+
+import argparse
+import functools
+import itertools
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import famo_jax
+from famo_jax import losses_and_grads
+
+FEATURES, BATCH = 256, 64
+
+
+def kernels(rng, width, num_tasks):
+    sizes = [FEATURES, width, width, num_tasks]
+    return [
+        rng.normal(size=(n, m)).astype(np.float32) / n**0.5 for n, m in itertools.pairwise(sizes)
+    ]
+
+
+def our_steps(weights, x, y, num_tasks):
+    def losses_fn(params):
+        hidden = x
+        for kernel in params[:-1]:
+            hidden = jax.nn.relu(hidden @ kernel)
+        return jnp.mean((hidden @ params[-1] - y) ** 2, axis=0)
+
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    adam = optax.adam(1e-3)
+    chains = {
+        "mean": optax.chain(adam, famo_jax.ls()),
+        "famo": optax.chain(adam, famo_jax.famo(num_tasks)),
+        "dwa": optax.chain(adam, famo_jax.dwa(num_tasks)),
+        "uw": optax.chain(adam, famo_jax.uw(num_tasks)),
+        "mgda": optax.chain(famo_jax.mgda(), adam),
+        "pcgrad": optax.chain(famo_jax.pcgrad(key=0), adam),
+        "cagrad": optax.chain(famo_jax.cagrad(c=0.4), adam),
+        "imtl_g": optax.chain(famo_jax.imtl_g(), adam),
+        "graddrop": optax.chain(famo_jax.graddrop(key=0), adam),
+        "nash_mtl": optax.chain(famo_jax.nash_mtl(), adam),
+    }
+
+    def make(name, tx):
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, opt_state):
+            losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
+            extra = {"losses_fn": losses_fn} if name == "famo" else {}  # two-pass, as theirs
+            updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
+            return optax.apply_updates(params, updates), opt_state
+
+        params = [jnp.array(kernel) for kernel in weights]
+        carry = [params, tx.init(params)]
+
+        def call():
+            carry[:] = jax.block_until_ready(step(*carry))
+
+        return call
+
+    return {name: make(name, tx) for name, tx in chains.items()}
+
+
+def their_steps(weights, x, y, num_tasks):
+    import torch
+    from torchjd import aggregation, autojac, scalarization
+
+    x, y = torch.tensor(x), torch.tensor(y)
+
+    def model():
+        layers = []
+        for kernel in weights:
+            layers += [torch.nn.Linear(*kernel.shape, bias=False), torch.nn.ReLU()]
+            with torch.no_grad():
+                layers[-2].weight.copy_(torch.tensor(kernel.T))
+        return torch.nn.Sequential(*layers[:-1])
+
+    def losses_of(net):
+        return (net(x) - y).pow(2).mean(0)
+
+    def scalarized(scalarizer):
+        net = model()
+        parameters = [*net.parameters(), *scalarizer.parameters()]
+        optimizer = torch.optim.Adam(parameters if len(parameters) > 3 else net.parameters(), 1e-3)
+        if isinstance(scalarizer, scalarization.FAMO):
+            optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+
+        def call():
+            optimizer.zero_grad()
+            scalarizer(losses_of(net)).backward()
+            optimizer.step()
+            if isinstance(scalarizer, scalarization.FAMO):
+                with torch.no_grad():
+                    scalarizer.update(losses_of(net))
+            elif isinstance(scalarizer, scalarization.DWA):
+                scalarizer.step()
+
+        return call
+
+    def aggregated(aggregator):
+        net = model()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+
+        def call():
+            optimizer.zero_grad()
+            autojac.backward(losses_of(net))
+            autojac.jac_to_grad(net.parameters(), aggregator)
+            optimizer.step()
+
+        return call
+
+    return {
+        "mean": scalarized(scalarization.Mean()),
+        "famo": scalarized(scalarization.FAMO(num_tasks)),
+        "dwa": scalarized(scalarization.DWA()),
+        "uw": scalarized(scalarization.UW(num_tasks)),
+        "mgda": aggregated(aggregation.MGDA()),
+        "pcgrad": aggregated(aggregation.PCGrad()),
+        "cagrad": aggregated(aggregation.CAGrad(c=0.4)),
+        "imtl_g": aggregated(aggregation.IMTLG()),
+        "graddrop": aggregated(aggregation.GradDrop()),
+        "nash_mtl": aggregated(aggregation.NashMTL(num_tasks)),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 40])
+    parser.add_argument("--width", type=int, default=860)
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    for num_tasks in arguments.tasks:
+        rng = np.random.default_rng(0)
+        weights = kernels(rng, arguments.width, num_tasks)
+        x = rng.normal(size=(BATCH, FEATURES)).astype(np.float32)
+        y = rng.normal(size=(BATCH, num_tasks)).astype(np.float32)
+        count = sum(kernel.size for kernel in weights)
+        print(f"\n{num_tasks} tasks, {count:,} parameters, {jax.devices()[0]}")
+        print(f"{'':10}{'ours ms (quartiles)':>28}{'TorchJD ms (quartiles)':>28}{'ratio':>8}")
+        pairs = our_steps(weights, x, y, num_tasks), their_steps(weights, x, y, num_tasks)
+        times = {name: np.empty((2, arguments.rounds)) for name in pairs[0]}
+        for repeat in range(-2, arguments.rounds):
+            for name in times:
+                for side, calls in enumerate(pairs):
+                    start = time.perf_counter()
+                    calls[name]()
+                    if repeat >= 0:
+                        times[name][side, repeat] = 1e3 * (time.perf_counter() - start)
+        for name, table in times.items():
+            (low, median, high) = np.percentile(table, [25, 50, 75], axis=1)
+            sides = [f"{median[i]:.1f} ({low[i]:.1f}-{high[i]:.1f})" for i in range(2)]
+            print(f"{name:10}{sides[0]:>28}{sides[1]:>28}{median[1] / median[0]:>8.1f}")
+
+
+if __name__ == "__main__":
+    main()
