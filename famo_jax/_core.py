@@ -69,7 +69,7 @@ def find_state(state: chex.ArrayTree) -> Any:
         chained, injected, wrapped), the ``opt_state`` of an NNX optimizer, a train state.
 
     Raises:
-      ValueError: If there is none, or more than one.
+      ValueError: If there is none, or more than one in the containers that Optax builds.
     """
     # Where Optax puts states first. Only without success everywhere: a flattening of the whole
     # tree takes a hundred times as long as the arithmetic when the model is large.
@@ -90,7 +90,10 @@ def _is_method_state(node: Any) -> bool:
 
 
 def _states_among_tuples(node: Any) -> Iterator[Any]:
-    """Descends NamedTuples and containers of tuples, so not moments shaped like parameters."""
+    """Descends NamedTuples, and containers whose first child is a tuple, as Optax builds them.
+
+    Moments shaped like parameters are so passed over.
+    """
     if _is_method_state(node):
         yield node
     elif isinstance(node, tuple | list | dict):
@@ -388,14 +391,18 @@ def _call(
     normalizer: Normalizer,
 ) -> Any:
     """Finds the state outside ``jit``, which would take long over a whole optimizer state."""
+    _check_normalizer(normalizer)
+    method_state = find_state(state)
+    with naming_what_jit_rejects(losses=losses, where=where):
+        return jitted(losses, method_state, where, normalizer=normalizer)
+
+
+def _check_normalizer(normalizer: Normalizer) -> None:
     if normalizer not in ("harmonic", "geometric", "arithmetic", None):
         raise ValueError(
             "`normalizer`: expected 'harmonic', 'geometric', 'arithmetic' or None, got "
             f"{normalizer!r}"
         )
-    method_state = find_state(state)
-    with naming_what_jit_rejects(losses=losses, where=where):
-        return jitted(losses, method_state, where, normalizer=normalizer)
 
 
 def losses_and_grads(
@@ -426,7 +433,8 @@ def losses_and_grads(
       rows of absent tasks hold the gradient of 0 times their loss.
 
     Raises:
-      ValueError: If ``chunk_size`` is no positive integer; when called, as :func:`weighted_loss`.
+      ValueError: If ``chunk_size`` is no positive integer or ``normalizer`` unknown; when called,
+        as :func:`weighted_loss` does.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -440,6 +448,7 @@ def losses_and_grads(
       >>> print(losses["a"], grads.round(1))
       1.0 [2.4]
     """
+    _check_normalizer(normalizer)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"`chunk_size`: expected a positive integer or None, got {chunk_size!r}")
 

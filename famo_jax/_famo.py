@@ -41,8 +41,9 @@ def _(
     state: FamoState, losses: jax.Array, *, where: jax.Array, normalizer: _core.Normalizer
 ) -> jax.Array:
     losses = _core.flatten_tasks(losses, "losses", state.logits.size)
-    # An absent task is weighed by the loss last seen, and left out before it was seen.
-    seen = where | jnp.isfinite(state.losses)
+    # An absent task is weighed by the loss last seen, and left out before it was seen above its
+    # bound.
+    seen = where | (jnp.isfinite(state.losses) & (_gap(state.losses, state.min_losses) > 0))
     losses = jnp.where(where, losses, jnp.where(seen, state.losses, state.min_losses + 1))
 
     log_d = jnp.log(_gap(losses, state.min_losses))
@@ -194,8 +195,9 @@ def update_logits(
     line of a step; its first call only remembers. One may follow the other.
 
     Jitted, and compiled anew for each ``optimizer`` object. A change that is not finite (a loss
-    that is NaN, infinite, or at or under its bound, before or after) counts as zero, and if no
-    task has a finite one, logits and optimizer stay as they are.
+    that is NaN, infinite, or so far under its bound that D is not positive, before or after)
+    counts as zero, and if no task has a finite one, logits and optimizer stay as they are. A loss
+    that reaches its bound has D = 1e-8: a huge change, but a finite one.
 
     Args:
       state: A :class:`FamoState`, or an optimizer state that holds exactly one.
@@ -309,8 +311,8 @@ def famo(
       weight_decay: gamma, which pulls the weights to equality. What fits falls with the number of
         tasks and with the relative size of a step: 1e-3 / K is worth a trial.
       min_losses: The lower bounds b of the losses: one for all, ``[K]``, or a pytree of scalars
-        structured as the losses. Read by ``init``; the state keeps them. Every loss must stay
-        above its bound.
+        structured as the losses, matched by position. Read by ``init``; the state keeps them.
+        Every loss must stay above its bound.
       optimizer: Instead of Adam, without decay of its own. Then ``learning_rate`` is unused.
 
     Any of ``learning_rate``, ``weight_decay`` and ``min_losses`` may be traced: a sweep is one

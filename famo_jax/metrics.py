@@ -17,7 +17,7 @@ def delta_m(
 
     Args:
       values: ``[..., N]``, the metrics M of a method, or of any number of them.
-      baseline: ``[N]`` or broadcastable, the metrics B of the baseline.
+      baseline: ``[N]`` or broadcastable, the metrics B of the baseline, above 0.
       higher_is_better: Booleans, ``[N]``, or one for all metrics.
 
     Returns:
@@ -68,9 +68,11 @@ def mean_rank(values: jax.typing.ArrayLike, higher_is_better: jax.typing.ArrayLi
     values, _, higher = _arrays(values, 0.0, higher_is_better)
     if values.ndim < 2:
         raise ValueError(f"`values`: expected [..., M, N], got shape {values.shape}")
-    cost = jnp.where(jnp.isnan(values), jnp.inf, jnp.where(higher, -values, values))
+    cost = jnp.where(higher, -values, values)
     own, other = cost[..., :, None, :], cost[..., None, :, :]
-    better, equal = jnp.sum(other < own, axis=-2), jnp.sum(other == own, axis=-2)
+    own_nan, other_nan = jnp.isnan(own), jnp.isnan(other)
+    better = jnp.sum((other < own) | (own_nan & ~other_nan), axis=-2)
+    equal = jnp.sum((other == own) | (own_nan & other_nan), axis=-2)
     return jnp.mean(better + (equal + 1) / 2, axis=-1)
 
 
@@ -82,6 +84,13 @@ def _arrays(
     tables = [jnp.asarray(each) for each in (values, baseline, higher_is_better)]
     if tables[2].dtype != bool:
         raise ValueError(f"`higher_is_better`: expected booleans, got {tables[2].dtype}")
+    for index, name in enumerate(("values", "baseline")):
+        dtype = tables[index].dtype
+        if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+            raise ValueError(f"`{name}`: expected real numbers, got {dtype}")
+        tables[index] = tables[index].astype(jnp.result_type(dtype, float))
+    if tables[0].ndim == 0:
+        raise ValueError("`values`: expected [..., N], got a scalar")
     for name, table in zip(("baseline", "higher_is_better"), tables[1:], strict=True):
         try:
             fits = jnp.broadcast_shapes(tables[0].shape, table.shape) == tables[0].shape

@@ -463,7 +463,7 @@ ERRORS = [
         "`chunk_size`: expected a positive integ",
     ),
     (
-        lambda: losses_and_grads(losses_fn, normalizer="x")(PARAMS, state=famo(3).init(None)),
+        lambda: losses_and_grads(losses_fn, normalizer="x"),
         "`normalizer`: expected 'harmonic'",
     ),
     (

@@ -457,6 +457,19 @@ def test_a_task_never_seen_is_left_out():
     np.testing.assert_allclose(weights, [0.8, 0.2, 0.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_loss_last_seen_under_its_bound_counts_as_not_seen(normalizer):
+    """It was remembered, being finite, and must not reach the tasks that are present."""
+    _, state = famo(2).update((), famo(2).init(None), losses=jnp.array([1.0, -0.1]))
+    assert state.losses[1] < 0
+    where = jnp.array([True, False])
+    losses = jnp.array([2.0, 7.0])
+    weights = loss_weights(losses, state, where=where, normalizer=normalizer)
+    alone = loss_weights(losses, famo(2).init(None), where=where, normalizer=normalizer)
+    np.testing.assert_array_equal(weights, alone)
+    assert np.isfinite(weighted_loss(losses, state, where=where, normalizer=normalizer))
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_all_absent(seen, debug_nans):
     tx = famo(2)

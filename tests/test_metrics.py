@@ -45,6 +45,7 @@ def test_mean_rank_is_scipy_s(seed):
 def test_mean_rank_puts_nan_last():
     np.testing.assert_array_equal(mean_rank([[np.nan], [5.0], [1.0]], False), [3, 2, 1])
     np.testing.assert_array_equal(mean_rank([[np.nan], [5.0], [1.0]], True), [3, 1, 2])
+    np.testing.assert_array_equal(mean_rank([[np.inf], [np.nan], [np.nan]], False), [1, 2.5, 2.5])
 
 
 TABLES = tomllib.loads(
@@ -93,6 +94,12 @@ def test_mean_rank_of_nyu_v2():
     np.testing.assert_allclose(ours, printed[:, 1], atol=0.005)
 
 
+def test_integers_do_not_wrap():
+    assert mean_rank(np.array([[0], [1], [2]], np.uint8), True).tolist() == [3, 2, 1]
+    ours = delta_m(np.array([90], np.uint8), np.array([100], np.uint8), False)
+    np.testing.assert_allclose(ours, -10, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -103,6 +110,8 @@ def test_mean_rank_of_nyu_v2():
             "`higher_is_better`: expected a sh",
         ),
         (lambda: delta_m(jnp.ones(3), jnp.ones(3), 1), "`higher_is_better`: expected booleans"),
+        (lambda: delta_m(2.0, 1.0, True), "`values`: expected [..., N], got a scalar"),
+        (lambda: delta_m([True], [1.0], True), "`values`: expected real numbers, got bool"),
         (lambda: mean_rank(jnp.ones(3), True), "`values`: expected [..., M, N], got shape (3,)"),
         (lambda: mean_rank(jnp.ones((2, 3)), [0, 1, 1]), "`higher_is_better`: expected booleans"),
     ],

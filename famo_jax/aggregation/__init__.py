@@ -1,4 +1,8 @@
-"""Methods that combine the gradients of the tasks: task-stacked gradients in, one gradient out."""
+"""Methods that combine the gradients of the tasks: task-stacked gradients in, one gradient out.
+
+All but GradDrop look at squared lengths: in float32 the norms of task gradients must lie between
+about 1e-18 and 1e19, below which a gradient counts as zero and above which the result is NaN.
+"""
 
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop

@@ -91,7 +91,7 @@ def graddrop(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GraddropState]:
         del extra_args
-        updates, _ = _gram.present_tasks(updates, where, losses)
+        updates, _ = _gram.present_tasks(updates, where, losses, params)
         mask = _gram.shared_leaves(shared, updates, params)
         rng_key, draw_key = jax.random.split(state.rng_key)
         leaves, treedef = jax.tree.flatten(updates)

@@ -25,19 +25,28 @@ Shared: TypeAlias = chex.ArrayTree | Callable[[chex.ArrayTree], chex.ArrayTree] 
 
 
 def present_tasks(
-    updates: chex.ArrayTree, where: chex.ArrayTree | None, losses: chex.ArrayTree | None
+    updates: chex.ArrayTree,
+    where: chex.ArrayTree | None,
+    losses: chex.ArrayTree | None,
+    params: chex.ArrayTree | None,
 ) -> tuple[chex.ArrayTree, jax.Array]:
     """Checks task-stacked gradients and takes the absent tasks out.
 
     Args:
       updates: Leaves of ``[K, ...]``.
       where: The tasks that are present: one boolean, ``[K]`` or structured as ``losses``.
-      losses: The losses, for their structure, or None.
+      losses: The losses, for their structure and number, or None.
+      params: The parameters, for their shapes, or None.
 
     Returns:
       The gradients with zeros in the rows of absent tasks, whatever stood there, and the tasks
       that are present, ``[K]``, bool.
     """
+    if any(isinstance(node, optax.MaskedNode) for node in _nodes(updates)):
+        raise ValueError(
+            "`updates`: expected the gradients of all parameters, got some masked: aggregation "
+            "stands outside of optax.masked and optax.partition; use `shared`"
+        )
     leaves = jax.tree.leaves(updates)
     shapes = [jnp.shape(leaf) for leaf in leaves]
     if not leaves or not all(shapes) or len({shape[0] for shape in shapes}) > 1:
@@ -52,6 +61,14 @@ def present_tasks(
             raise ValueError(f"`updates`: expected floating values, got {jnp.result_type(leaf)}")
     updates = jax.tree.map(jnp.asarray, updates)
     num_tasks = shapes[0][0]
+    unstacked = [shape[1:] for shape in shapes]
+    if params is not None and unstacked != [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]:
+        raise ValueError(
+            "`updates`: expected a leading axis of K before the shapes of the parameters, as "
+            f"`losses_and_grads` gives, got leaves of shapes {shapes}"
+        )
+    if losses is not None:
+        _core.flatten_tasks(losses, "losses", num_tasks)
     present = _core.flatten_where(where, where if losses is None else losses, num_tasks)
     if where is None:
         return updates, present
@@ -60,6 +77,10 @@ def present_tasks(
         return jnp.where(present.reshape(-1, *[1] * (jnp.ndim(leaf) - 1)), leaf, 0)
 
     return jax.tree.map(without_absent, updates), present
+
+
+def _nodes(tree: chex.ArrayTree) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
 
 
 def check_shared(shared: Shared) -> None:
@@ -175,7 +196,7 @@ def aggregate_by(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        updates, present = present_tasks(updates, where, losses)
+        updates, present = present_tasks(updates, where, losses, params)
         mask = shared_leaves(shared, updates, params)
         weights = weigh(gram(updates, mask), where=present)
         return combine(updates, weights, mask, heads=heads), state

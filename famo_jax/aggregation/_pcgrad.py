@@ -89,7 +89,7 @@ def pcgrad(
         **extra_args: Any,
     ) -> tuple[optax.Updates, PcgradState]:
         del extra_args
-        updates, present = _gram.present_tasks(updates, where, losses)
+        updates, present = _gram.present_tasks(updates, where, losses, params)
         mask = _gram.shared_leaves(shared, updates, params)
         rng_key, order_key = jax.random.split(state.rng_key)
         orders = _random_orders(order_key, present.size)

@@ -88,7 +88,7 @@ def dwa(
         present = _core.flatten_where(where, losses, num_tasks)
         newest = _core.last_seen(state.history[-1], present, values)
         history = jnp.concatenate([state.history[1:], newest[None]])
-        return updates, state._replace(history=history)
+        return updates, state._replace(history=history, temperature=jnp.array(temperature, float))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

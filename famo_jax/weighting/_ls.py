@@ -34,7 +34,8 @@ def ls(weights: chex.ArrayTree | None = None) -> optax.GradientTransformationExt
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`LsState`.
 
     Raises:
-      ValueError: If ``weights`` are not real numbers.
+      ValueError: If ``weights`` are not real numbers; when losses are weighed, if their
+        number is another one.
 
     Example:
       >>> import jax.numpy as jnp

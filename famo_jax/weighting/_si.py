@@ -35,7 +35,8 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`SiState`.
 
     Raises:
-      ValueError: If ``min_losses`` are not real numbers.
+      ValueError: If ``min_losses`` are not real numbers; when losses are weighed, if their
+        number is another one.
 
     Example:
       >>> import jax.numpy as jnp

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from famo_jax.aggregation import (
@@ -142,3 +143,22 @@ def test_gram(weights, bad):
         weights(gram)
     with pytest.raises(ValueError, match="`where`: expected num_tasks = 2 values, got 3"):
         weights(jnp.eye(2), where=[True, True, False])
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_a_gradient_that_is_not_task_stacked(method):
+    """The gradient of one loss, whose first axis would be taken for the tasks."""
+    tx, params = method(), {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"`updates`: expected a leading axis of K before"):
+        tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"`losses`: expected num_tasks = 4 values, got 3"):
+        tx.update(params, tx.init(params), losses=jnp.ones(3))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_inside_of_masked(method):
+    tx = optax.masked(method(), {"w": True, "b": False})
+    params = {"w": jnp.ones(3), "b": jnp.ones(4)}
+    stacked = {"w": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}
+    with pytest.raises(ValueError, match=r"outside of optax\.masked and optax\.partition"):
+        tx.update(stacked, tx.init(params), params)
