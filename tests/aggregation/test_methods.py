@@ -246,6 +246,21 @@ def test_gradients_that_nearly_vanish_or_cancel_stay_finite(name, dtype):
             assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+@all_methods
+def test_the_range_of_norms_in_float32(name, scale):
+    """At its ends, as the package's docstring states it, the direction is still that of scale 1."""
+    rows = np.array([[1.0, 0.0, 0.5], [0.0, 2.0, 0.5], [-0.3, 0.1, 1.0]])
+    small, plain = (
+        METHODS[name]().update(jnp.array(each * rows, jnp.float32), METHODS[name]().init(None))[0]
+        for each in (scale, 1.0)
+    )
+    unit = [
+        np.asarray(each, float) / np.linalg.norm(np.asarray(each, float)) for each in (small, plain)
+    ]
+    np.testing.assert_allclose(*unit, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_of_gram_matrices_under_jit_and_vmap(name):
     rows = jnp.array(np.random.default_rng(0).normal(size=(5, 3, 8)), jnp.float32)

@@ -123,3 +123,17 @@ def test_into_the_unit_ball_by_clipping():
     direction, _ = nash_mtl().update(rows, nash_mtl().init(None))
     np.testing.assert_allclose(np.linalg.norm(direction), 2, rtol=1e-5)
     np.testing.assert_allclose(clipped, direction / 2, rtol=1e-4)
+
+
+def test_gradients_that_nearly_cancel_in_float32():
+    """Opposite to within 1%: the rounding of G is magnified, to a residual of about 1e-2."""
+    residuals = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        rows = rng.normal(size=(5, 30))
+        rows[1] = -rows[0] + 1e-2 * rng.normal(size=30)
+        alpha = np.asarray(nash_mtl_weights((rows @ rows.T).astype(np.float32)), float)
+        if np.any(alpha):
+            residuals.append(np.max(np.abs(alpha * (rows @ rows.T @ alpha) - 1)))
+    assert len(residuals) > 90
+    assert 1e-4 < max(residuals) < 2e-2
