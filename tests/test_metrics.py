@@ -4,7 +4,6 @@ import pathlib
 import tomllib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -48,36 +47,46 @@ def test_mean_rank_puts_nan_last():
     np.testing.assert_array_equal(mean_rank([[np.inf], [np.nan], [np.nan]], False), [1, 2.5, 2.5])
 
 
-TABLES = tomllib.loads(
-    (pathlib.Path(__file__).parent / "data" / "paper_tables.toml").read_text(encoding="utf-8")
-)
+def read_tables(name):
+    """Per table the rows by method, and which metrics are better when higher."""
+    path = pathlib.Path(__file__).parent / "data" / f"{name}_tables.toml"
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: (
+            {line.split()[0]: line.split()[1:] for line in table["rows"].strip().splitlines()},
+            np.array(table["higher_is_better"]),
+        )
+        for name, table in tables.items()
+    }
 
 
-def paper_table(name):
-    """Methods, metrics [M, N], printed delta m [M - 1, 1] and half a unit of each entry."""
-    higher = np.array(TABLES[name]["higher_is_better"])
-    rows = [line.split() for line in TABLES[name]["rows"].strip().splitlines()]
-    last = len(higher) + 1
-    metrics = np.array([[float(entry) for entry in row[1:last]] for row in rows])
-    printed = np.array([[float(entry) for entry in row[last:]] for row in rows[1:]])
-    half = [[0.5 * 10.0 ** -len(entry.partition(".")[2]) for entry in row[1:last]] for row in rows]
-    return [row[0] for row in rows], metrics, printed, np.array(half), higher
+TABLES = {source: read_tables(source) for source in ("paper", "ntkmtl")}
+NAMES = [(source, name) for source, tables in TABLES.items() for name in tables]
 
 
-@pytest.mark.parametrize("name", ["nyu_v2", "qm9", "cityscapes"])
-def test_delta_m_of_the_paper_s_tables(name):
+def read_table(source, name):
+    """Methods, metrics [M, N], half a unit of each entry, the printed columns [M - 1, ...]."""
+    rows, higher = TABLES[source][name]
+    entries = [row[: len(higher)] for row in rows.values()]
+    printed = np.array([row[len(higher) :] for row in list(rows.values())[1:]], float)
+    half = [[0.5 * 10.0 ** -len(entry.partition(".")[2]) for entry in row] for row in entries]
+    return list(rows), np.array(entries, float), np.array(half), printed, higher
+
+
+@pytest.mark.parametrize(("source", "name"), NAMES)
+def test_delta_m_of_printed_tables(source, name):
     """Within what rounding of the printed entries allows, row by row.
 
     A metric M known to within h, over a baseline B known to within k, moves its term by at most
     (h + k M / B) / B, up to terms of second order; delta m itself is printed to within 0.05.
     IMTL-G on NYU-v2 is the one exception: its row gives -0.60, printed is -0.76.
     """
-    methods, metrics, printed, half, higher = paper_table(name)
+    methods, metrics, half, printed, higher = read_table(source, name)
     ours = np.asarray(delta_m(metrics, metrics[0], higher))
     bounds = 100 * np.mean((half + half[0] * metrics / metrics[0]) / metrics[0], axis=1) + 0.05
     assert ours[0] == 0
-    for method, our, (their, *_), bound in zip(
-        methods[1:], ours[1:], printed, bounds[1:], strict=True
+    for method, our, their, bound in zip(
+        methods[1:], ours[1:], printed[:, -1], bounds[1:], strict=True
     ):
         if (name, method) == ("nyu_v2", "IMTL-G"):
             np.testing.assert_allclose([our, their], [-0.60, -0.76], atol=0.005)
@@ -87,37 +96,37 @@ def test_delta_m_of_the_paper_s_tables(name):
 
 
 @pytest.mark.parametrize("name", ["nyu_v2", "qm9", "cityscapes"])
-def test_mean_rank_of_the_tables_is_scipy_s(name):
-    """Of all methods. Not against the printed mean ranks, which are not in the data."""
-    _, metrics, _, _, higher = paper_table(name)
-    signed = np.where(higher, -metrics[1:], metrics[1:])
-    expected = np.mean(stats.rankdata(signed, method="average", axis=0), axis=1)
-    np.testing.assert_allclose(mean_rank(metrics[1:], higher), expected, rtol=1e-6)
+def test_mean_rank_of_printed_tables(name):
+    """As printed, but for how ties are broken.
+
+    The print ranks by more digits than it shows, so that methods which tie here may be up to half
+    of their number apart there. On NYU-v2 it has SI one rank better and DWA one worse, in one of
+    the nine metrics, than their rows give.
+    """
+    methods, metrics, _, printed, higher = read_table("ntkmtl", name)
+    ours = np.asarray(mean_rank(metrics[1:], higher))
+    others = np.sum(metrics[1:, None] == metrics[None, 1:], axis=1) - 1  # that tie, [M - 1, N]
+    slack = np.mean(others, axis=1) / 2
+    slips = {"SI": -1 / 9, "DWA": 1 / 9} if name == "nyu_v2" else {}
+    for method, our, their, allowed in zip(methods[1:], ours, printed[:, 0], slack, strict=True):
+        assert abs(our + slips.get(method, 0) - their) <= allowed + 0.0051, method
+    assert np.mean(slack == 0) > 0.4
+
+
+def test_both_sources_print_the_same_rows():
+    """Those that both have; CityScapes' LS is a copy of SI's in the FAMO paper."""
+    for name in ("nyu_v2", "cityscapes"):
+        rows, higher = TABLES["paper"][name]
+        theirs, _ = TABLES["ntkmtl"][name]
+        shared = rows.keys() & theirs.keys() - ({"LS"} if name == "cityscapes" else set())
+        assert len(shared) >= 11
+        for method in shared:
+            metrics = len(higher)
+            assert rows[method][:metrics] == theirs[method][:metrics], method
+            assert rows[method][metrics:] == theirs[method][metrics + 1 :], method
 
 
 def test_integers_do_not_wrap():
     assert mean_rank(np.array([[0], [1], [2]], np.uint8), True).tolist() == [3, 2, 1]
     ours = delta_m(np.array([90], np.uint8), np.array([100], np.uint8), False)
     np.testing.assert_allclose(ours, -10, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: delta_m(jnp.ones(3), jnp.ones(2), False), "`baseline`: expected a shape that"),
-        (lambda: delta_m(jnp.ones(3), jnp.ones((2, 3)), False), "`baseline`: expected a shape"),
-        (
-            lambda: delta_m(jnp.ones(3), jnp.ones(3), [True] * 2),
-            "`higher_is_better`: expected a sh",
-        ),
-        (lambda: delta_m(jnp.ones(3), jnp.ones(3), 1), "`higher_is_better`: expected booleans"),
-        (lambda: delta_m(2.0, 1.0, True), "`values`: expected [..., N], got a scalar"),
-        (lambda: delta_m([True], [1.0], True), "`values`: expected real numbers, got bool"),
-        (lambda: mean_rank(jnp.ones(3), True), "`values`: expected [..., M, N], got shape (3,)"),
-        (lambda: mean_rank(jnp.ones((2, 3)), [0, 1, 1]), "`higher_is_better`: expected booleans"),
-    ],
-)
-def test_errors(call, words):
-    with pytest.raises(ValueError, match=r"`\w+`") as error:
-        call()
-    assert words in str(error.value)
