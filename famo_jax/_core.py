@@ -7,12 +7,14 @@ A method is known by the type of its state. It joins by registering that type wi
 import contextlib
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import flatten_util
 from jax.experimental import checkify
@@ -179,8 +181,8 @@ def flatten_tasks(
             )
     values = arrays[0].ravel() if is_array else jnp.stack(arrays) if arrays else jnp.zeros(0)
     if values.size != (num_tasks or max(values.size, 1)):
-        tasks = f"num_tasks = {num_tasks}" if num_tasks else "at least one"
-        raise ValueError(f"`{name}`: expected {tasks} values, got {values.size} (shapes {shapes})")
+        expected = f"num_tasks = {num_tasks} values" if num_tasks else "at least one value"
+        raise ValueError(f"`{name}`: expected {expected}, got {values.size} (shapes {shapes})")
     return values
 
 
@@ -221,17 +223,40 @@ def check_num_tasks(value: Any, name: str = "num_tasks") -> None:
             f"`{name}`: expected an int, got an array; under optax.inject_hyperparams give "
             f'static_args=("{name}",)'
         )
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
         raise ValueError(f"`{name}`: expected an int of at least 1, got {value!r}")
 
 
 def check_rate(name: str, rate: Any) -> None:
     """Raises ValueError unless it is a scalar, and if not traced finite and at least 0."""
     dtype = dtype_of(rate)
-    if dtype is None or jnp.ndim(rate) or jnp.issubdtype(dtype, jnp.complexfloating):
+    real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in REAL)
+    if not real or jnp.ndim(rate):
         raise ValueError(f"`{name}`: expected a scalar, got {rate!r}")
     if not isinstance(rate, jax.core.Tracer) and not 0 <= float(rate) < math.inf:
         raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
+
+
+def check_finite(name: str, tree: chex.ArrayTree) -> None:
+    """Raises ValueError unless all numbers are finite that are not traced."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(leaf))):
+            raise ValueError(f"`{name}`: expected finite values, got {leaf!r}")
+
+
+def check_state(state: Any, kind: type, **shapes: tuple[int, ...]) -> None:
+    """Raises ValueError unless it is of this kind, with fields of these shapes."""
+    expected = f"{kind.__name__}, as `init` returns it"
+    if not isinstance(state, kind):
+        raise ValueError(f"`state`: expected {expected}, got {type(state).__name__}")
+    for name, shape in shapes.items():
+        own = jnp.shape(getattr(state, name))
+        if own != shape:
+            raise ValueError(f"`state`: expected {expected}, {name} of shape {shape}, got {own}")
 
 
 def adam_unless(
@@ -257,7 +282,8 @@ def check_key(key: Any) -> None:
     if is_key and jnp.ndim(key):
         raise ValueError(f"`key`: expected one key, got keys of shape {jnp.shape(key)}")
     is_int = dtype is not None and jnp.issubdtype(dtype, jnp.integer) and not jnp.ndim(key)
-    if not is_key and not is_int:
+    # Of an int, as of a seed, JAX takes 64 bits.
+    if (not is_key and not is_int) or (isinstance(key, int) and not -(2**63) <= key < 2**63):
         raise ValueError(f"`key`: expected an int or a typed key (jax.random.key), got {key!r}")
 
 
@@ -281,7 +307,7 @@ def weighted_loss(
 ) -> jax.Array:
     r"""The scalar to differentiate instead of the mean of the losses.
 
-    For FAMO (paper, eq. 10-11 and Algorithm 2)
+    For FAMO (paper, eq. 11 and Algorithm 2)
 
     .. math:: L = c \sum_i z_i \log D_i, \quad D_i = \ell_i - b_i + \epsilon, \quad
               c = \Big(\sum_i z_i / D_i\Big)^{-1}
@@ -356,6 +382,9 @@ def loss_weights(
       >>> weights = famo_jax.loss_weights({"depth": 1.0, "normals": 4.0}, state)
       >>> print({name: round(float(weight), 3) for name, weight in weights.items()})
       {'depth': 0.8, 'normals': 0.2}
+
+    References:
+      FAMO's: `the paper <https://arxiv.org/abs/2306.03792>`_, eq. 11. Another method's: its own.
     """
     return _call(_loss_weights, losses, state, where, normalizer)
 
@@ -398,7 +427,8 @@ def _call(
 
 
 def _check_normalizer(normalizer: Normalizer) -> None:
-    if normalizer not in ("harmonic", "geometric", "arithmetic", None):
+    names = ("harmonic", "geometric", "arithmetic")
+    if normalizer is not None and not (isinstance(normalizer, str) and normalizer in names):
         raise ValueError(
             "`normalizer`: expected 'harmonic', 'geometric', 'arithmetic' or None, got "
             f"{normalizer!r}"
@@ -433,8 +463,9 @@ def losses_and_grads(
       rows of absent tasks hold the gradient of 0 times their loss.
 
     Raises:
-      ValueError: If ``chunk_size`` is no positive integer or ``normalizer`` unknown; when called,
-        as :func:`weighted_loss` does.
+      ValueError: If ``losses_fn`` is no function, ``chunk_size`` no int of at least 1 or
+        ``normalizer`` unknown; when called, as :func:`weighted_loss` does, and if parameters or
+        losses are not floating: no gradient flows through integers.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -449,8 +480,10 @@ def losses_and_grads(
       1.0 [2.4]
     """
     _check_normalizer(normalizer)
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"`chunk_size`: expected a positive integer or None, got {chunk_size!r}")
+    if not callable(losses_fn):
+        raise ValueError(f"`losses_fn`: expected a function, got {type(losses_fn).__name__}")
+    if chunk_size is not None:
+        check_num_tasks(chunk_size, "chunk_size")
 
     def losses_and_grads_fn(
         params: chex.ArrayTree,
@@ -461,9 +494,19 @@ def losses_and_grads(
     ) -> Any:
         def with_aux(params: chex.ArrayTree) -> Any:
             output = losses_fn(params, *args, **kwargs)
-            return output if has_aux else (output, None)
+            if has_aux and not (isinstance(output, tuple) and len(output) == 2):
+                got = type(output).__name__
+                raise ValueError(f"`losses_fn`: expected (losses, aux) with has_aux, got {got}")
+            losses, aux = output if has_aux else (output, None)
+            flatten_tasks(losses, "losses_fn", kinds=(jnp.floating,))
+            return losses, aux
 
         method_state = find_state(state)
+        for leaf in jax.tree.leaves(params):
+            dtype = dtype_of(leaf)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+                got = type(leaf).__name__ if dtype is None else dtype
+                raise ValueError(f"`params`: expected floating values, got {got}")
         losses, pullback, aux = jax.vjp(with_aux, params, has_aux=True)
         if scalarize.dispatch(type(method_state)) is needs_task_gradients:
             grads = _task_gradients(losses, pullback, where, chunk_size)

@@ -28,7 +28,7 @@ class FamoState(NamedTuple):
     losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
 
 
-# --- The weighted loss: equations 10 and 11 ------------------------------------------------------
+# --- The weighted loss: equation 11 --------------------------------------------------------------
 
 
 def _gap(losses: jax.Array, min_losses: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ def _(
         case None:
             log_c = jnp.zeros(())
     cz = jax.lax.stop_gradient(jnp.exp(log_c + log_z))
-    return jnp.sum(jnp.where(where, cz, 0) * log_d)  # eq. 10: c * sum_i z_i log D_i
+    return jnp.sum(jnp.where(where, cz, 0) * log_d)  # eq. 11: c * sum_i z_i log D_i
 
 
 def task_weights(state: chex.ArrayTree) -> jax.Array:
@@ -78,6 +78,10 @@ def task_weights(state: chex.ArrayTree) -> jax.Array:
       >>> from famo_jax import famo, task_weights
       >>> task_weights(famo(num_tasks=4).init(None))
       Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+
+    References:
+      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, section 3.2
     """
     method_state = _core.find_state(state)
     if not hasattr(method_state, "logits"):
@@ -305,6 +309,9 @@ def famo(
     ``losses`` are those at ``params``, ``where`` the tasks present in this batch: see
     :func:`update_logits`, also for losses that are not finite.
 
+    Under ``optax.MultiSteps(optax.chain(..., famo(K)), k)`` it sees the losses of every k-th
+    mini-batch; behind ``MultiSteps`` in a chain, one-pass, those of every one.
+
     Args:
       num_tasks: K, the number of losses.
       learning_rate: Of the logits' Adam: a scalar or a schedule. 0 freezes the logits.
@@ -355,6 +362,7 @@ def famo(
         return _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)
 
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
+    _core.check_finite("min_losses", min_losses)
     inner = logits_optimizer(learning_rate, weight_decay, optimizer)
 
     def init_fn(params: optax.Params) -> FamoState:
@@ -379,6 +387,7 @@ def famo(
         **extra_args: Any,
     ) -> tuple[optax.Updates, FamoState]:
         del extra_args
+        _core.check_state(state, FamoState, logits=(num_tasks,))
         before, after = before_and_after(
             updates, state.losses, params, losses, losses_fn, new_losses
         )
@@ -400,12 +409,15 @@ def before_and_after(
     if losses_fn is not None:
         if new_losses is not None:
             raise ValueError("expected one of `losses_fn` and `new_losses`, got both")
+        if not callable(losses_fn):
+            raise ValueError(f"`losses_fn`: expected a function, got {type(losses_fn).__name__}")
         new_losses = losses_fn(_params_after(updates, params))
     num_tasks = last_losses.size
     now = _core.flatten_tasks(losses, "losses", num_tasks)
-    if new_losses is None:
+    if losses_fn is None and new_losses is None:
         return last_losses, now
-    return now, _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
+    name = "new_losses" if losses_fn is None else "losses_fn"
+    return now, _core.flatten_tasks(new_losses, name, num_tasks, like=losses)
 
 
 def _params_after(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
@@ -421,4 +433,10 @@ def _params_after(updates: optax.Updates, params: optax.Params | None) -> optax.
             "`losses_fn`: expected all parameters, got some masked: famo stands outside of "
             "optax.masked and optax.partition, last in a chain with them"
         )
-    return optax.apply_updates(params, updates)
+    try:
+        return optax.apply_updates(params, updates)
+    except (ValueError, TypeError) as error:
+        own, other = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
+        raise ValueError(f"`params`: expected the shapes of the updates, {own}, got {other}") from (
+            error
+        )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def delta_m(
@@ -17,14 +18,16 @@ def delta_m(
 
     Args:
       values: ``[..., N]``, the metrics M of a method, or of any number of them.
-      baseline: ``[N]`` or broadcastable, the metrics B of the baseline, above 0.
+      baseline: ``[N]`` or broadcastable, the metrics B of the baseline, above 0. One that is 0
+        gives an infinite or NaN result.
       higher_is_better: Booleans, ``[N]``, or one for all metrics.
 
     Returns:
       ``[...]``, percent.
 
     Raises:
-      ValueError: If the shapes do not broadcast, or ``higher_is_better`` does not hold booleans.
+      ValueError: If the shapes do not broadcast, there are no metrics, a baseline is seen to be
+        negative, or ``higher_is_better`` does not hold booleans.
 
     Example:
       >>> from famo_jax import delta_m
@@ -37,6 +40,8 @@ def delta_m(
       <https://arxiv.org/abs/1904.08918>`_, CVPR 2019; Liu et al., FAMO, section 5
     """
     values, baseline, higher = _arrays(values, baseline, higher_is_better)
+    if not isinstance(baseline, jax.core.Tracer) and np.any(np.asarray(baseline) < 0):
+        raise ValueError(f"`baseline`: expected metrics above 0, got {baseline}")
     worse = jnp.where(higher, -1, 1) * (values - baseline) / baseline
     return 100 * jnp.mean(worse, axis=-1)
 
@@ -81,17 +86,20 @@ def _arrays(
     baseline: jax.typing.ArrayLike,
     higher_is_better: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    tables = [jnp.asarray(each) for each in (values, baseline, higher_is_better)]
+    names = ("values", "baseline", "higher_is_better")
+    tables = list(map(_array, names, (values, baseline, higher_is_better)))
     if tables[2].dtype != bool:
         raise ValueError(f"`higher_is_better`: expected booleans, got {tables[2].dtype}")
-    for index, name in enumerate(("values", "baseline")):
+    for index, name in enumerate(names[:2]):
         dtype = tables[index].dtype
         if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
             raise ValueError(f"`{name}`: expected real numbers, got {dtype}")
         tables[index] = tables[index].astype(jnp.result_type(dtype, float))
     if tables[0].ndim == 0:
         raise ValueError("`values`: expected [..., N], got a scalar")
-    for name, table in zip(("baseline", "higher_is_better"), tables[1:], strict=True):
+    if tables[0].shape[-1] == 0:
+        raise ValueError(f"`values`: expected at least one metric, got shape {tables[0].shape}")
+    for name, table in zip(names[1:], tables[1:], strict=True):
         try:
             fits = jnp.broadcast_shapes(tables[0].shape, table.shape) == tables[0].shape
         except ValueError:
@@ -102,3 +110,10 @@ def _arrays(
                 f"{tables[0].shape}, got {table.shape}"
             )
     return tables[0], tables[1], tables[2]
+
+
+def _array(name: str, table: jax.typing.ArrayLike) -> jax.Array:
+    try:
+        return jnp.asarray(table)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}`: expected an array, got {type(table).__name__}") from error

@@ -495,15 +495,6 @@ def test_where_in_the_update():
     chex.assert_trees_all_equal(masked, expected)
 
 
-def test_mean_gradient_over_mixed_batches_is_that_of_full_ones():
-    """With each task present in half of the batches the gradients average to half of the full."""
-    state = famo(4).init(None)._replace(losses=jnp.array([1.0, 2.0, 3.0, 4.0]))
-    losses = state.losses
-    masks = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]], bool)
-    weights = jax.vmap(lambda where: loss_weights(losses, state, where=where))(masks)
-    np.testing.assert_allclose(weights.mean(0), loss_weights(losses, state) / 2, rtol=1e-6)
-
-
 def test_where_may_be_named():
     state = famo(2).init(None)
     losses, where = {"a": 1.0, "b": 4.0}, {"a": True, "b": False}

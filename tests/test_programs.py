@@ -1,9 +1,6 @@
 """The ways to train with FAMO, each written as a user writes it."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import chex
 import jax
@@ -375,55 +372,3 @@ def test_f_a_whole_study_is_one_compiled_call():
     assert isinstance(state, FamoState)
     assert state.logits.shape == (3, 3, 3)
     assert np.all(losses[..., -1, :].mean() < losses[..., 0, :].mean())
-
-
-# --- Several devices -----------------------------------------------------------------------------
-
-SEVERAL_DEVICES = """
-import jax, jax.numpy as jnp, numpy as np, optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from famo_jax import famo, losses_and_grads, task_weights
-try:
-    from jax import shard_map
-except ImportError:
-    from jax.experimental.shard_map import shard_map
-
-mesh = Mesh(np.array(jax.devices()), ("data",))
-rng = np.random.default_rng(0)
-x = jnp.array(rng.normal(size=(8, 4)), jnp.float32)
-y = jnp.array(rng.normal(size=(8, 3)) * [0.1, 1, 10], jnp.float32)
-tx = optax.chain(optax.adam(1e-2), famo(3))
-
-def step(params, opt_state, x, y, average=lambda losses: losses):
-    losses_fn = lambda params: average(jnp.mean((x @ params - y) ** 2, axis=0))
-    losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
-    updates, opt_state = tx.update(grads, opt_state, params, losses=losses, losses_fn=losses_fn)
-    return optax.apply_updates(params, updates), opt_state
-
-over_devices = shard_map(
-    lambda *args: step(*args, average=lambda losses: jax.lax.pmean(losses, "data")),
-    mesh=mesh, in_specs=(P(), P(), P("data"), P("data")), out_specs=(P(), P()),
-)
-split = [jax.device_put(each, NamedSharding(mesh, P("data"))) for each in (x, y)]
-results = []
-for run, batch in ((step, (x, y)), (over_devices, (x, y)), (step, split)):
-    run, params = jax.jit(run), jnp.zeros((4, 3))
-    opt_state = tx.init(params)
-    for _ in range(50):
-        params, opt_state = jax.block_until_ready(run(params, opt_state, *batch))
-    results.append((np.asarray(params), np.asarray(task_weights(opt_state))))
-for result in results[1:]:
-    for ours, single in zip(result, results[0]):
-        np.testing.assert_allclose(ours, single, rtol=1e-4, atol=1e-6)
-assert np.ptp(results[0][1]) > 0.05
-print(len(jax.devices()), "devices agree with one")
-"""
-
-
-def test_several_devices():
-    """Losses averaged inside `losses_fn` under shard_map, and a sharded batch under jit."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    command = [sys.executable, "-W", "error", "-c", SEVERAL_DEVICES]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.strip() == "2 devices agree with one"

@@ -5,7 +5,6 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from famo_jax import _core
@@ -66,8 +65,8 @@ def cagrad(
       updates have no leading axis of K.
 
     Raises:
-      ValueError: If ``c`` is negative or no scalar; if ``shared`` is no mask, or does not fit; if
-        the updates are not task-stacked.
+      ValueError: If ``c`` is negative, not finite or no scalar; if ``shared`` is no mask, or does
+        not fit; if the updates are not task-stacked.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,7 +82,7 @@ def cagrad(
       Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
       <https://arxiv.org/abs/2110.14048>`_, NeurIPS 2021, eq. 3 and 4
     """
-    _check_c(c)
+    _core.check_rate("c", c)
     weigh = functools.partial(cagrad_weights, c=c)
     return _gram.aggregate_by(weigh, CagradState(), shared=shared, heads="sum")
 
@@ -106,27 +105,20 @@ def cagrad_weights(
       0 for absent tasks.
 
     Raises:
-      ValueError: If ``gram`` is not square, ``c`` negative or no scalar, or ``where`` of another
-        length.
+      ValueError: If ``gram`` is not square, ``c`` negative, infinite or no scalar, or ``where`` of
+        another length.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from famo_jax.aggregation import cagrad_weights
       >>> print(cagrad_weights(jnp.array([[1.0, 0.0], [0.0, 4.0]]), c=0.0).round(3))
       [0.5 0.5]
+
+    References:
+      As of :func:`cagrad`.
     """
-    _check_c(c)
+    _core.check_rate("c", c)
     return _gram.weigh(_solve, gram, where, c)
-
-
-def _check_c(c: jax.typing.ArrayLike) -> None:
-    dtype = _core.dtype_of(c)
-    if dtype is None or not any(jnp.issubdtype(dtype, kind) for kind in _core.REAL):
-        raise ValueError(f"`c`: expected a real number, got {type(c).__name__}")
-    if jnp.shape(c) != ():
-        raise ValueError(f"`c`: expected a scalar, got shape {jnp.shape(c)}")
-    if not isinstance(c, jax.core.Tracer) and not np.all(np.asarray(c) >= 0):
-        raise ValueError(f"`c`: expected at least 0, got {c}")
 
 
 def _solve(gram: jax.Array, present: jax.Array, c: jax.Array) -> jax.Array:

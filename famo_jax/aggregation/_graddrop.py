@@ -91,6 +91,7 @@ def graddrop(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GraddropState]:
         del extra_args
+        _core.check_state(state, GraddropState)
         updates, _ = _gram.present_tasks(updates, where, losses, params)
         mask = _gram.shared_leaves(shared, updates, params)
         rng_key, draw_key = jax.random.split(state.rng_key)

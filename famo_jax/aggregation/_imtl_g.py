@@ -91,6 +91,9 @@ def imtl_g_weights(
       >>> from famo_jax.aggregation import imtl_g_weights
       >>> print(imtl_g_weights(jnp.array([[1.0, 0.0], [0.0, 16.0]])).round(3))
       [0.8 0.2]
+
+    References:
+      As of :func:`imtl_g`.
     """
     return _gram.weigh(_solve, gram, where)
 

@@ -86,6 +86,9 @@ def mgda_weights(
       >>> from famo_jax.aggregation import mgda_weights
       >>> print(mgda_weights(jnp.array([[1.0, 0.0], [0.0, 4.0]])).round(3))
       [0.8 0.2]
+
+    References:
+      As of :func:`mgda`.
     """
     return _gram.weigh(_solve, gram, where)
 

@@ -101,6 +101,9 @@ def nash_mtl_weights(
       >>> from famo_jax.aggregation import nash_mtl_weights
       >>> print(nash_mtl_weights(jnp.array([[1.0, 0.0], [0.0, 4.0]])).round(3))
       [1.  0.5]
+
+    References:
+      As of :func:`nash_mtl`.
     """
     return _gram.weigh(_solve, gram, where)
 

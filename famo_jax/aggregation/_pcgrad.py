@@ -30,20 +30,21 @@ def pcgrad(
     .. math:: g_i^\text{PC} \leftarrow g_i^\text{PC} - \frac{\min(g_i^\text{PC} \cdot g_j, 0)}
               {\lVert g_j \rVert^2} g_j
 
-    and :math:`d = \sum_i g_i^\text{PC}`. Gradients without conflict are so summed as they are. Of
-    two tasks each is projected once, and the key does not matter.
+    and :math:`d = \frac{1}{K} \sum_i g_i^\text{PC}`: the mean gradient, where there is no conflict.
+    Of two tasks each is projected once, and the key does not matter.
 
     It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
     gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
     the tasks present, one boolean, ``[K]``, or structured as ``losses``. An absent task is neither
-    projected nor projected off, whatever its gradient holds. With all absent the gradient is 0.
+    projected nor projected off, whatever its gradient holds, and the mean is that of the others.
+    With all absent the gradient is 0.
 
     Opposite gradients, and no others, give 0; a gradient of zero changes nothing. With three tasks
     or more the direction may still conflict with some, and does where none can descend on all. A
     present gradient that is not finite gives NaN.
 
-    The sum is the paper's and the official code's. For the mean:
-    ``optax.chain(pcgrad(key=0), optax.scale(1 / K))``.
+    The mean is that of the FAMO paper's Appendix A. PCGrad's own paper and code take the sum:
+    ``optax.chain(pcgrad(key=0), optax.scale(K))``.
 
     Args:
       key: The seed of the random orders: an int or a typed key.
@@ -66,11 +67,11 @@ def pcgrad(
       >>> task_gradients = jnp.array([[2.0, 0.0], [-1.0, 1.0]])
       >>> gradient, _ = tx.update(task_gradients, tx.init(None))
       >>> print(gradient)
-      [1. 2.]
+      [0.5 1. ]
 
     References:
       Yu et al., `Gradient Surgery for Multi-Task Learning <https://arxiv.org/abs/2001.06782>`_,
-      NeurIPS 2020, Algorithm 1
+      NeurIPS 2020, Algorithm 1; Liu et al., FAMO, Appendix A
     """
     _core.check_key(key)
     _gram.check_shared(shared)
@@ -89,6 +90,7 @@ def pcgrad(
         **extra_args: Any,
     ) -> tuple[optax.Updates, PcgradState]:
         del extra_args
+        _core.check_state(state, PcgradState)
         updates, present = _gram.present_tasks(updates, where, losses, params)
         mask = _gram.shared_leaves(shared, updates, params)
         rng_key, order_key = jax.random.split(state.rng_key)
@@ -106,14 +108,13 @@ def _random_orders(key: jax.Array, num_tasks: int) -> jax.Array:
 
 
 def _solve(gram: jax.Array, present: jax.Array, orders: jax.Array) -> jax.Array:
-    """The sum over i of the coefficients of g_i^PC in terms of the task gradients, ``[K]``.
+    """The mean over i of the coefficients of g_i^PC in terms of the task gradients, ``[K]``.
 
     Args:
-      gram: ``[K, K]``
-      present: ``[K]``, bool. Unused: the gradients of absent tasks are zero, so without conflict.
+      gram: ``[K, K]``. The gradients of absent tasks are zero, so without conflict.
+      present: ``[K]``, bool
       orders: ``[K, K]``, row i the order in which task i is projected.
     """
-    del present
     norms2 = jnp.where(jnp.diag(gram) > 0, jnp.diag(gram), 1)
     tasks = jnp.arange(len(gram))
 
@@ -126,4 +127,4 @@ def _solve(gram: jax.Array, present: jax.Array, orders: jax.Array) -> jax.Array:
 
     identity = jnp.eye(len(gram), dtype=gram.dtype)
     coefficients = jax.lax.fori_loop(0, len(gram), project, identity)
-    return jnp.sum(coefficients, axis=0)
+    return jnp.sum(coefficients, axis=0) / jnp.maximum(jnp.sum(present), 1)

@@ -34,7 +34,8 @@ def amortized_mgda(
     It is :func:`famo_jax.famo` on the losses instead of their logarithms, and equalises how much,
     not by what factor, each loss falls: losses on different scales do not balance. ``update``
     takes ``losses``, ``losses_fn``, ``new_losses`` and ``where`` as FAMO's does, one-pass and
-    two-pass, and treats what is not finite likewise. Losses may be negative.
+    two-pass, and treats what is not finite likewise, a change among it whose square is not. Losses
+    may be negative.
 
     Args:
       num_tasks: K, the number of losses.
@@ -84,13 +85,15 @@ def amortized_mgda(
         **extra_args: Any,
     ) -> tuple[optax.Updates, AmortizedMgdaState]:
         del extra_args
+        _core.check_state(state, AmortizedMgdaState, logits=(num_tasks,))
         before, after = _famo.before_and_after(
             updates, state.losses, params, losses, losses_fn, new_losses
         )
         present = _core.flatten_where(where, losses, num_tasks)
         both = jnp.stack([before, after]).astype(state.losses.dtype)
-        measured = present & jnp.all(jnp.isfinite(both), axis=0)
-        decrease = jnp.where(measured, both[0], 0) - jnp.where(measured, both[1], 0)
+        # Adam squares the decrease, and an infinite moment would stay so.
+        decrease = both[0] - both[1]
+        measured = present & jnp.isfinite(jnp.square(decrease))
         stepped = _famo.step_logits(state, decrease, measured, inner)
         seen = _core.last_seen(state.losses, present, before, after)
         return updates, stepped._replace(losses=seen)

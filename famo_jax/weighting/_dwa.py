@@ -33,7 +33,7 @@ def dwa(
 
     Under ``where`` the term of an absent task is dropped and the others keep their weights; its
     history repeats the last finite loss, and until it was seen in both windows r counts as 1. So
-    does a loss that is not finite.
+    does a loss that is not finite, and an r that is not.
 
     Args:
       num_tasks: K, the number of losses.
@@ -84,6 +84,7 @@ def dwa(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DwaState]:
         del params, extra_args
+        _core.check_state(state, DwaState, history=(2 * window, num_tasks))
         values = _core.flatten_tasks(losses, "losses", num_tasks)
         present = _core.flatten_where(where, losses, num_tasks)
         newest = _core.last_seen(state.history[-1], present, values)
@@ -100,5 +101,7 @@ def _(state: DwaState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.
     older, newer = jnp.mean(state.history.reshape(2, steps // 2, num_tasks), axis=1)
     measured = jnp.isfinite(older) & jnp.isfinite(newer) & (older != 0)
     ratio = jnp.where(measured, newer, 1) / jnp.where(measured, older, 1)
-    weights = num_tasks * jax.nn.softmax(ratio / state.temperature)
+    exponent = ratio / state.temperature
+    exponent = jnp.where(jnp.isfinite(exponent), exponent, 1 / state.temperature)
+    weights = num_tasks * jax.nn.softmax(exponent)
     return jnp.sum(jnp.where(where, weights * losses, 0))

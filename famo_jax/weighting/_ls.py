@@ -34,7 +34,7 @@ def ls(weights: chex.ArrayTree | None = None) -> optax.GradientTransformationExt
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`LsState`.
 
     Raises:
-      ValueError: If ``weights`` are not real numbers; when losses are weighed, if their
+      ValueError: If ``weights`` are not finite numbers; when losses are weighed, if their
         number is another one.
 
     Example:
@@ -53,6 +53,7 @@ def ls(weights: chex.ArrayTree | None = None) -> optax.GradientTransformationExt
         return None if weights is None else _core.flatten_tasks(weights, "weights").astype(float)
 
     jax.eval_shape(fixed)  # to check it: before `init` no device is touched
+    _core.check_finite("weights", weights)
 
     def init_fn(params: optax.Params) -> LsState:
         del params

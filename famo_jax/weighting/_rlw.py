@@ -70,6 +70,7 @@ def rlw(num_tasks: int, *, key: jax.Array | int) -> optax.GradientTransformation
         **extra_args: Any,
     ) -> tuple[optax.Updates, RlwState]:
         del params, extra_args
+        _core.check_state(state, RlwState)
         if losses is not None:
             _core.flatten_tasks(losses, "losses", num_tasks)
         return updates, RlwState(rng_key=jax.random.split(state.rng_key, 1)[0])

@@ -35,7 +35,7 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`SiState`.
 
     Raises:
-      ValueError: If ``min_losses`` are not real numbers; when losses are weighed, if their
+      ValueError: If ``min_losses`` are not finite numbers; when losses are weighed, if their
         number is another one.
 
     Example:
@@ -52,6 +52,7 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
         return _core.flatten_tasks(min_losses, "min_losses", broadcast=True)
 
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
+    _core.check_finite("min_losses", min_losses)
 
     def init_fn(params: optax.Params) -> SiState:
         del params

@@ -27,14 +27,13 @@ def stl(task: int | jax.Array) -> optax.GradientTransformationExtraArgs:
 
     Args:
       task: t, its index in JAX's order of the losses: the keys of a dict are sorted. May be
-        traced; then an index from K on is no error but gives a loss of 0.
+        traced. Loss and weights are NaN where there is no such task.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`StlState`.
 
     Raises:
-      ValueError: If ``task`` is no integer of at least 0; when the losses are weighed, if there is
-        no such task.
+      ValueError: If ``task`` is no integer of at least 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,5 +59,6 @@ def stl(task: int | jax.Array) -> optax.GradientTransformationExtraArgs:
 
 @_core.scalarize.register
 def _(state: StlState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
-    chosen = jnp.arange(losses.size) == state.task
-    return jnp.sum(jnp.where(where & chosen, losses, 0))
+    unknown = state.task >= losses.size
+    chosen = unknown | (jnp.arange(losses.size) == state.task)
+    return jnp.sum(jnp.where(where & chosen, jnp.where(unknown, jnp.nan, 1) * losses, 0))

@@ -31,8 +31,9 @@ def uw(
     their own. It hands the updates through untouched.
 
     Under ``where`` the term of an absent task is dropped, so that its log-variance gets a gradient
-    of 0. A loss that is not finite gives its log-variance a gradient of 0 too; where no task has a
-    finite loss, log-variances and optimizer stay as they are.
+    of 0. A loss that is not finite, or so large that Adam's square of its gradient is not, gives
+    its log-variance a gradient of 0 too; where no task has a finite loss, log-variances and
+    optimizer stay as they are.
 
     Args:
       num_tasks: K, the number of losses.
@@ -78,8 +79,11 @@ def uw(
         **extra_args: Any,
     ) -> tuple[optax.Updates, UwState]:
         del params, extra_args
+        _core.check_state(state, UwState, log_variances=(num_tasks,))
         values = _core.flatten_tasks(losses, "losses", num_tasks).astype(state.log_variances.dtype)
-        present = _core.flatten_where(where, losses, num_tasks) & jnp.isfinite(values)
+        # Adam squares what it gets, and an infinite moment would stay so.
+        squares = jnp.square(jnp.exp(-state.log_variances) * values)
+        present = _core.flatten_where(where, losses, num_tasks) & jnp.isfinite(squares)
         values = jnp.where(present, values, 1)
         grads = jax.grad(_objective)(state.log_variances, values, present)
         steps, opt_state = inner.update(grads, state.opt_state, state.log_variances)
