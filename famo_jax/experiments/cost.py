@@ -1,264 +1,881 @@
-"""What FAMO adds to a training step: time and temporary memory, over the number of tasks.
+"""What each method adds to a training step: time and temporary memory, over the number of tasks.
 
-Run as ``python -m famo_jax.experiments.cost``. The steps compared share network, batch and Adam:
+Run as ``python -m famo_jax.experiments.cost``. All steps share network, batch and Adam, and state
+is donated, as in training. Besides the methods there are three yardsticks:
 
-* plain: the mean of the losses;
-* one-pass: FAMO from the losses that the step computes anyway;
-* two-pass: FAMO with a second forward pass after the step;
-* forward: the losses alone, what the second pass of two-pass costs by itself.
+* plain: the mean of the losses, differentiated without this library;
+* forward: the losses alone;
+* look-again: the plain step and the losses after it, compiled as one. Two-pass FAMO less this is
+  what FAMO's own arithmetic takes.
 
-All are called in turn, so that each meets the same disturbances of the machine; what is reported
-are medians and quartiles of ratios within a round.
+All are called in turn, in random order, so that each meets the same disturbances of the machine;
+what is reported are medians and quartiles, ratios and differences being taken within a round. With
+the extra ``peers`` TorchJD's FAMO and aggregators take their turns too, on the same network and
+batch.
+
+Aggregation methods keep a gradient for each task. One whose memory is predicted to exceed
+``--max-gib``, or whose step ``--max-seconds``, is not run, which is a result.
 """
 
 import argparse
 import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
 import random
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
+import numpy.typing as npt
 import optax
-import rich.box
-import rich.console
-import rich.progress
-import rich.table
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from famo_jax import famo, losses_and_grads
+import famo_jax
 from famo_jax.experiments import _arguments, _report
 
-FEATURES = 64
+Array = npt.NDArray[Any]
+GIB = 2**30
+
+# --- The problem ----------------------------------------------------------------------------------
 
 
-def init_params(key: jax.Array, num_tasks: int, width: int) -> list[dict[str, jax.Array]]:
-    """A network of two hidden layers, with one output for each task."""
-    sizes = [FEATURES, width, width, num_tasks]
-    keys = jax.random.split(key, 3)
+class Network(NamedTuple):
+    """Hidden layers, from the shapes of their kernels; the heads of all tasks are one layer more.
+
+    A kernel of four axes (height, width, channels in and out) is a convolution of stride 2.
+    """
+
+    description: str
+    input_shape: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...]
+    batch_size: int
+
+
+NETWORKS = {
+    "mlp": Network("64 inputs, 512 and 64 units", (64,), ((64, 512), (512, 64)), 256),
+    "conv": Network(
+        "16 x 16 x 3 pixels, 3 x 3 convolutions to 32 and 64 channels, 64 units",
+        (16, 16, 3),
+        ((3, 3, 3, 32), (3, 3, 32, 64), (1024, 64)),
+        64,
+    ),
+}
+
+
+class Batch(NamedTuple):
+    """What a training step sees. B is the size of the batch."""
+
+    inputs: jax.Array  # [B, ...]
+    targets: jax.Array  # [B, K]
+
+
+Params: TypeAlias = list[dict[str, jax.Array]]  # a kernel and a bias for each layer
+
+
+def make_problem(network: Network, num_tasks: int) -> tuple[Params, Batch]:
+    """Initial parameters and one batch: inputs and targets are noise."""
+    inputs_key, targets_key, *keys = jax.random.split(jax.random.key(0), 3 + len(network.kernels))
+    shapes = [*network.kernels, (network.kernels[-1][-1], num_tasks)]
+    init = jax.nn.initializers.he_normal()
+    params = [
+        {"kernel": init(key, shape), "bias": jnp.zeros(shape[-1])}
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+    inputs = jax.random.normal(inputs_key, (network.batch_size, *network.input_shape))
+    targets = jax.random.normal(targets_key, (network.batch_size, num_tasks))
+    return params, Batch(inputs, targets)
+
+
+def task_losses(params: Params, batch: Batch) -> jax.Array:
+    """The mean squared error of each task, ``[K]``."""
+    hidden = _layer(params[0], batch.inputs)
+    for layer in params[1:]:
+        hidden = _layer(layer, jax.nn.relu(hidden))
+    return jnp.mean((hidden - batch.targets) ** 2, axis=0)
+
+
+def _layer(layer: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    kernel = layer["kernel"]
+    if kernel.ndim == 2:
+        return inputs.reshape(len(inputs), -1) @ kernel + layer["bias"]
+    # The padding is spelled out since that of "SAME" at stride 2 is not PyTorch's.
+    layout = ("NHWC", "HWIO", "NHWC")
+    outputs = jax.lax.conv_general_dilated(inputs, kernel, (2, 2), 2 * [(1, 1)], None, None, layout)
+    return outputs + layer["bias"]
+
+
+def task_gradients_bytes(params: Params, num_tasks: int) -> int:
+    """The size of a gradient for each task, what an aggregation method keeps at the least."""
+    return num_tasks * sum(int(leaf.nbytes) for leaf in jax.tree.leaves(params))
+
+
+# --- The steps ------------------------------------------------------------------------------------
+
+Transformation: TypeAlias = optax.GradientTransformationExtraArgs
+Step: TypeAlias = Callable[[Params, Any, Batch], tuple[Params, Any, jax.Array]]
+
+WEIGHTING: dict[str, Callable[[int], Transformation]] = {
+    "ls": lambda num_tasks: famo_jax.ls(),
+    "si": lambda num_tasks: famo_jax.si(),
+    "rlw": lambda num_tasks: famo_jax.rlw(num_tasks, key=0),
+    "dwa": famo_jax.dwa,
+    "uw": famo_jax.uw,
+    "amortized-mgda": famo_jax.amortized_mgda,
+    "famo-one-pass": famo_jax.famo,
+    "famo-two-pass": famo_jax.famo,
+}
+AGGREGATION: dict[str, Callable[[], Transformation]] = {
+    "mgda": famo_jax.mgda,
+    "pcgrad": functools.partial(famo_jax.pcgrad, key=0),
+    "cagrad": famo_jax.cagrad,
+    "imtl-g": famo_jax.imtl_g,
+    "graddrop": functools.partial(famo_jax.graddrop, key=0),
+    "nash-mtl": famo_jax.nash_mtl,
+}
+METHODS = (*WEIGHTING, *AGGREGATION)
+YARDSTICKS = ("plain", "forward", "look-again")
+ADAM = optax.adam(1e-3)
+
+
+def plain_step(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+    """A training step on the mean of the losses."""
+
+    def loss_fn(params: Params) -> tuple[jax.Array, jax.Array]:
+        losses = task_losses(params, batch)
+        return jnp.mean(losses), losses
+
+    grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = ADAM.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, losses
+
+
+def _forward(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+    return params, opt_state, task_losses(params, batch)
+
+
+def _look_again(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+    params, opt_state, losses = plain_step(params, opt_state, batch)
+    return params, opt_state, losses + task_losses(params, batch)
+
+
+def make_step(name: str, num_tasks: int) -> tuple[Step, optax.GradientTransformation]:
+    """The step of a method or a yardstick, and the transformation whose state it carries."""
+    if name in YARDSTICKS:
+        return {"plain": plain_step, "forward": _forward, "look-again": _look_again}[name], ADAM
+    if name in WEIGHTING:
+        tx = optax.chain(ADAM, WEIGHTING[name](num_tasks))
+    else:
+        tx = optax.chain(AGGREGATION[name](), ADAM)
+
+    def step(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+        losses_fn = functools.partial(task_losses, batch=batch)
+        losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=opt_state)
+        extra = {"losses_fn": losses_fn} if name == "famo-two-pass" else {}
+        updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
+        return optax.apply_updates(params, updates), opt_state, losses
+
+    return step, tx
+
+
+def compile_step(name: str, num_tasks: int, params: Params, batch: Batch) -> Any:
+    """Compiles a step for donated state. Nothing of the size of the state is allocated."""
+    step, tx = make_step(name, num_tasks)
+    opt_state = jax.eval_shape(tx.init, params)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, opt_state, batch).compile()
+
+
+Call: TypeAlias = Callable[[], Array]  # a step from where the last one ended; gives the losses, [K]
+
+
+def make_call(compiled: Any, name: str, num_tasks: int, params: Params, batch: Batch) -> Call:
+    """A training run of which each call is one step."""
+    params = jax.tree.map(jnp.copy, params)
+    carry = [params, make_step(name, num_tasks)[1].init(params)]
+
+    def call() -> Array:
+        *carry[:], losses = jax.block_until_ready(compiled(*carry, batch))
+        return np.asarray(losses)
+
+    return call
+
+
+# --- TorchJD --------------------------------------------------------------------------------------
+
+PEERS = {  # the name of its class for ours; eager, as its users run it
+    "famo-two-pass": "FAMO",
+    "mgda": "MGDA",
+    "pcgrad": "PCGrad",
+    "cagrad": "CAGrad",
+    "imtl-g": "IMTLG",
+    "graddrop": "GradDrop",
+    "nash-mtl": "NashMTL",
+}
+
+
+def why_no_peers() -> str | None:
+    """Why TorchJD takes no part, or None where it does."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchjd") is None:
+        return "TorchJD takes no part: it is not installed (extra `peers`)."
+    if jax.default_backend() == "gpu" and not importlib.import_module("torch").cuda.is_available():
+        return "TorchJD takes no part: this PyTorch does not see the GPU."
+    return None
+
+
+def make_peer(name: str, params: Params, batch: Batch) -> Call:
+    """A training run by PyTorch's Adam of TorchJD's method, or of the mean with ``plain``."""
+    torch, aggregation, autojac, scalarization = map(
+        importlib.import_module,
+        ("torch", "torchjd.aggregation", "torchjd.autojac", "torchjd.scalarization"),
+    )
+    functional = torch.nn.functional
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+    def tensor(array: jax.Array, *axes: int) -> Any:  # in PyTorch's order of the axes
+        array = array.transpose(axes) if array.ndim == len(axes) else array
+        return torch.tensor(np.ascontiguousarray(array), device=device)
+
+    inputs, targets = tensor(batch.inputs, 0, 3, 1, 2), tensor(batch.targets)
+    layers = [
+        (
+            tensor(layer["kernel"], 3, 2, 0, 1)
+            if layer["kernel"].ndim == 4
+            else tensor(layer["kernel"], 1, 0),
+            tensor(layer["bias"]),
+        )
+        for layer in params
+    ]
+    weights = [weight.requires_grad_() for layer in layers for weight in layer]
+    optimizer = torch.optim.Adam(weights, 1e-3)
+
+    def losses_fn() -> Any:
+        hidden = inputs
+        for index, (kernel, bias) in enumerate(layers):
+            hidden = functional.relu(hidden) if index else hidden
+            if kernel.ndim == 4:
+                hidden = functional.conv2d(hidden, kernel, bias, stride=2, padding=1)
+            else:
+                if hidden.ndim == 4:
+                    hidden = hidden.permute(0, 2, 3, 1).flatten(1)
+                hidden = functional.linear(hidden, kernel, bias)
+        return (hidden - targets).pow(2).mean(0)
+
+    num_tasks = batch.targets.shape[1]
+    famo = scalarization.FAMO(num_tasks).to(device) if name == "famo-two-pass" else None
+    arguments: dict[str, dict[str, Any]]
+    arguments = {"cagrad": {"c": 0.4}, "nash-mtl": {"n_tasks": num_tasks}}
+    aggregator = None
+    if name in AGGREGATION:
+        aggregator = getattr(aggregation, PEERS[name])(**arguments.get(name, {}))
+
+    def call() -> Array:
+        optimizer.zero_grad()
+        losses = losses_fn()
+        if aggregator is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # those of the solvers
+                autojac.backward(losses)
+                autojac.jac_to_grad(weights, aggregator)
+        else:
+            (losses.mean() if famo is None else famo(losses)).backward()
+        optimizer.step()
+        if famo is not None:
+            with torch.no_grad():
+                famo.update(losses_fn())
+        seen: Array = losses.detach().cpu().numpy()  # waits for the device
+        return seen
+
+    return call
+
+
+# --- Measuring ------------------------------------------------------------------------------------
+
+FEW = 20  # rounds of a call that takes more than DEAR plain steps
+DEAR = 4
+
+
+class Limits(NamedTuple):
+    """What a run may cost."""
+
+    rounds: int
+    max_gib: float  # of task gradients, or of temporary memory
+    max_seconds: float  # for FEW rounds of a step, or for a step that is predicted
+
+
+def measure(
+    calls: Mapping[str, Call], limits: Limits
+) -> tuple[dict[str, Array], dict[str, list[int]]]:
+    """Times all calls in turns, in an order that is drawn for each round.
+
+    Returns:
+      The seconds of each call, and the rounds in which they were measured. Of an aggregation
+      method too slow for ``FEW`` rounds in ``max_seconds`` a single step, in no round.
+    """
+    first = {name: _timed(call) for name, call in calls.items()}
+    # A first call may be slow for other reasons, unless it is so by far.
+    again = [name for name in calls if 2 * first[name] < limits.max_seconds]
+    first |= {name: min(first[name], _timed(calls[name])) for name in again}
+    slow = {
+        name
+        for name, seconds in first.items()
+        if _aggregates(name) and FEW * seconds > limits.max_seconds
+    }
+    every = max(1, limits.rounds // FEW)
+    strides = {
+        name: every if first[name] > DEAR * first["plain"] else 1
+        for name in calls
+        if name not in slow
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in strides}
+    draw = random.Random(0)
+    for index in range(limits.rounds):
+        # PyTorch's threads keep the cores busy for a while after they are done, so TorchJD is last.
+        for name in sorted(draw.sample(list(strides), len(strides)), key=_is_theirs):
+            if index % strides[name] == 0:
+                seconds[name].append(_timed(calls[name]))
+    once = {name: np.array([first[name]]) for name in slow}
+    rounds = {name: list(range(0, limits.rounds, stride)) for name, stride in strides.items()}
+    return {name: np.array(each) for name, each in seconds.items()} | once, rounds
+
+
+def _is_theirs(name: str) -> bool:
+    return name.startswith("torchjd-")
+
+
+def _aggregates(name: str) -> bool:
+    return name.removeprefix("torchjd-") in AGGREGATION
+
+
+def _timed(call: Call) -> float:
+    start = time.perf_counter()
+    losses = call()
+    seconds = time.perf_counter() - start
+    if not np.all(np.isfinite(losses)):
+        raise FloatingPointError("a loss is not finite")
+    return seconds
+
+
+def run_setting(
+    network: Network,
+    num_tasks: int,
+    methods: Sequence[str],
+    limits: Limits,
+    *,
+    peers: bool,
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures every method at one number of tasks.
+
+    Args:
+      network: The hidden layers.
+      num_tasks: K.
+      methods: Among ``METHODS``.
+      limits: What may be run.
+      peers: Whether TorchJD takes part.
+      before: What this function returned for a smaller K, from which to predict.
+
+    Returns:
+      Figures by name, those of TorchJD's methods with ``torchjd-`` in front. Times are in seconds,
+      and ``stopped`` says why a step was not run.
+    """
+    params, batch = make_problem(network, num_tasks)
+    theirs = ["plain", *(name for name in methods if name in PEERS)] if peers else []
+    names = [*YARDSTICKS, *methods, *(f"torchjd-{name}" for name in theirs)]
+    stopped = {name: _predict(name, num_tasks, params, limits, before) for name in names}
+    ours = [  # compiled for their memory where they would take too long
+        name for name in (*YARDSTICKS, *methods) if (stopped[name] or {}).get("limit") != "memory"
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        jobs = [executor.submit(compile_step, name, num_tasks, params, batch) for name in ours]
+        compiled = {name: job.result() for name, job in zip(ours, jobs, strict=True)}
+    memory = {name: each.memory_analysis().temp_size_in_bytes for name, each in compiled.items()}
+    for name, size in memory.items():
+        if _aggregates(name) and size > limits.max_gib * GIB:
+            stopped[name] = {"limit": "memory", "predicted": size, "by": "the compiled step"}
+    calls = {
+        name: make_peer(name.removeprefix("torchjd-"), params, batch)
+        if _is_theirs(name)
+        else make_call(compiled[name], name, num_tasks, params, batch)
+        for name in names
+        if stopped[name] is None
+    }
+    seconds, rounds = measure(calls, limits)
+
+    def against(name: str, *others: str) -> tuple[Array, Array]:
+        """The seconds of a call, and of others in sum, in the rounds that they share."""
+        own = rounds.get(name, [0])
+        return seconds[name], np.sum([seconds[other][own] for other in others], axis=0)
+
+    def ratio(name: str, *others: str) -> dict[str, float]:
+        own, other = against(name, *others)
+        return _spread(own / other) if name in rounds else _spread(own / np.median(other))
+
+    figures = {
+        name: {
+            "stopped": stopped[name],
+            "timed": len(seconds.get(name, [])),
+            "seconds": _spread(seconds[name]) if name in seconds else None,
+            "over_plain": ratio(name, "plain") if name in seconds else None,
+            "temporary_bytes": memory.get(name),
+            "temporary_over_plain": memory[name] / memory["plain"] if name in memory else None,
+        }
+        for name in names
+    }
+    for name in ("famo-one-pass", "famo-two-pass"):
+        if name in rounds:
+            same = "plain" if name == "famo-one-pass" else "look-again"
+            figures[name]["own_arithmetic"] = _spread(np.subtract(*against(name, same)))
+    if "famo-two-pass" in rounds:
+        figures["famo-two-pass"] |= {
+            "over_plain_and_forward": ratio("famo-two-pass", "plain", "forward"),
+            "over_look_again": ratio("famo-two-pass", "look-again"),
+            "second_forward": _spread(np.subtract(*against("look-again", "plain"))),
+            "less_plain_and_forward": _spread(
+                np.subtract(*against("famo-two-pass", "plain", "forward"))
+            ),
+        }
+    if "torchjd-famo-two-pass" in rounds:
+        figures["torchjd-famo-two-pass"]["over_torchjd_plain"] = ratio(
+            "torchjd-famo-two-pass", "torchjd-plain"
+        )
+    return figures
+
+
+def _predict(
+    name: str, num_tasks: int, params: Params, limits: Limits, before: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Why a step is not run, or None."""
+    if not _aggregates(name):
+        return None
+    size = task_gradients_bytes(params, num_tasks)
+    if size > limits.max_gib * GIB:
+        return {"limit": "memory", "predicted": size, "by": "tasks x parameters x 4 bytes"}
+    if before is None:
+        return None
+    stopped, seconds = (before["figures"][name][key] for key in ("stopped", "seconds"))
+    if stopped is not None and stopped["limit"] == "memory":
+        return dict(stopped)
+    # The Gram matrix alone grows with the square of K.
+    growth = (num_tasks / before["num_tasks"]) ** 2
+    predicted = growth * (seconds["median"] if stopped is None else stopped["predicted"])
+    if predicted > limits.max_seconds:
+        reason = f"that at {before['num_tasks']:,} tasks, times the square of their ratio"
+        return {"limit": "time", "predicted": predicted, "by": reason}
+    return None
+
+
+def _spread(values: Array) -> dict[str, float]:
+    """Quartiles; and the standard error of the median where it can be told."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    # As of normal values: sqrt(pi / 2) s / sqrt(n), with s from the quartiles.
+    error = 1.2533 * (high - low) / 1.349 / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"q1": low, "median": median, "q3": high, "se": error}
+
+
+# --- What is shown --------------------------------------------------------------------------------
+
+RATIO_GOAL, MEMORY_GOAL = 1.02, 1.01
+
+
+def table(network: str, results: Sequence[Mapping[str, Any]]) -> Table:
+    """Medians: a row for each step, a column for each number of tasks, at most 80 wide."""
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    rows.add_column(f"{network}: tasks", no_wrap=True)
+    for result in results:
+        rows.add_column(f"{result['num_tasks']:,}", justify="right", no_wrap=True)
+    columns = [result["figures"] for result in results]
+    names = [name for name in columns[0] if name not in YARDSTICKS]
+
+    def add(label: str, cell: Callable[[Mapping[str, Any]], str]) -> None:
+        rows.add_row(label, *map(cell, columns))
+
+    def ratio(name: str, over: str = "over_plain") -> Callable[[Mapping[str, Any]], str]:
+        return lambda figures: _cell(figures[name], over)
+
+    add("plain step (ms)", lambda figures: f"{1e3 * figures['plain']['seconds']['median']:.2f}")
+    for name in ("forward", *(name for name in names if not _is_theirs(name))):
+        add(name, ratio(name))
+        if name == "famo-two-pass":
+            add("  over plain + forward", ratio(name, "over_plain_and_forward"))
+            add("  over look-again", ratio(name, "over_look_again"))
+    rows.add_section()
+    for name in names:
+        if _is_theirs(name):
+            add(name, ratio(name))
+    rows.add_section()
+    for name in names:
+        if name in AGGREGATION or name.startswith("famo"):
+            add(f"memory, {name}", ratio(name, "temporary_over_plain"))
+    return rows
+
+
+def _cell(figures: Mapping[str, Any], key: str) -> str:
+    stopped, value = figures["stopped"], figures.get(key)
+    if value is None and stopped is not None:
+        memory = stopped["limit"] == "memory"
+        return (
+            f"{stopped['predicted'] / GIB:.1f} GiB" if memory else f"{stopped['predicted']:.0f} s"
+        )
+    if value is None:
+        return ""
+    once = "*" if figures["timed"] == 1 and isinstance(value, Mapping) else ""
+    number = value["median"] if isinstance(value, Mapping) else value
+    decimals = 3 if number < 2 else 1 if number < 100 else 0
+    return f"{number:.{decimals}f}{once}"
+
+
+def goals(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether FAMO costs what it should, for each goal the settings that miss it."""
+    kinds = (
+        ("famo-one-pass", "over_plain", RATIO_GOAL, "one-pass / plain"),
+        ("famo-two-pass", "over_plain_and_forward", RATIO_GOAL, "two-pass / (plain + forward)"),
+        ("famo-one-pass", "temporary_over_plain", MEMORY_GOAL, "one-pass / plain, memory"),
+    )
+    lines = []
+    for name, key, goal, words in kinds:
+        found = (
+            [(each["figures"][name][key], each) for each in results if key in each["figures"][name]]
+            if all(name in each["figures"] for each in results)
+            else []
+        )
+        missed = [
+            f"{_plain(value)} ({each['network']}, K = {each['num_tasks']:,})"
+            for value, each in found
+            if (value["median"] if isinstance(value, Mapping) else value) > goal
+        ]
+        if found:
+            verdict = "missed: " + ", ".join(missed) if missed else "at every K"
+            lines.append(f"{words} at most {goal}: {verdict}.")
+    return lines
+
+
+def _plain(value: Mapping[str, float] | float) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['median']:.3f} ± {value['se']:.3f}"
+    return f"{value:.3f}"
+
+
+def notes(limits: Limits) -> list[str]:
+    """What the tables leave out."""
     return [
-        {"kernel": jax.random.normal(key, (n, m)) / n**0.5, "bias": jnp.zeros(m)}
-        for key, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
+        "Medians of ratios to the plain step of the same round; TorchJD's to ours. look-again: the "
+        "plain step and a second forward pass, compiled as one. memory: temporary, over the plain "
+        f"step's. *: timed once. GiB or s: not run, since predicted over {limits.max_gib:g} GiB or "
+        f"{limits.max_seconds:g} s a step."
     ]
 
 
-def task_losses(params: list[dict[str, jax.Array]], batch: tuple[jax.Array, ...]) -> jax.Array:
-    """Mean squared errors, ``[K]``, of inputs ``[B, FEATURES]`` and targets ``[B, K]``."""
-    x, y = batch
-    for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    return jnp.mean((x @ params[-1]["kernel"] + params[-1]["bias"] - y) ** 2, axis=0)
+# Okabe and Ito's, told apart by the colour-blind.
+STYLES: dict[str, tuple[str, str]] = {
+    "famo-one-pass": ("#0072b2", "o"),
+    "famo-two-pass": ("#d55e00", "o"),
+    "mgda": ("#000000", "s"),
+    "pcgrad": ("#e69f00", "^"),
+    "cagrad": ("#56b4e9", "v"),
+    "imtl-g": ("#009e73", "D"),
+    "graddrop": ("#cc79a7", "P"),
+    "nash-mtl": ("#999999", "X"),
+}
 
 
-def make_calls(num_tasks: int, width: int, batch_size: int) -> dict[str, Any]:
-    """The compiled steps by name, and their arguments. State is donated, as in training."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = init_params(keys[0], num_tasks, width)
-    batch = (
-        jax.random.normal(keys[1], (batch_size, FEATURES)),
-        jax.random.normal(keys[2], (batch_size, num_tasks)),
-    )
-    adam = optax.adam(1e-3)
-    with_famo = optax.chain(adam, famo(num_tasks))
-
-    def plain(params: Any, opt_state: Any, batch: Any) -> Any:
-        def loss_fn(params: Any) -> Any:
-            losses = task_losses(params, batch)
-            return jnp.mean(losses), losses
-
-        grads, losses = jax.grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = adam.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, losses
-
-    def balanced(params: Any, opt_state: Any, batch: Any, *, two_pass: bool) -> Any:
-        losses_fn = functools.partial(task_losses, batch=batch)
-        losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
-        extra = {"losses_fn": losses_fn} if two_pass else {}
-        updates, opt_state = with_famo.update(grads, opt_state, params, losses=losses, **extra)
-        return optax.apply_updates(params, updates), opt_state, losses
-
-    def forward(params: Any, opt_state: Any, batch: Any) -> Any:
-        return params, opt_state, task_losses(params, batch)
-
-    steps: dict[str, tuple[Callable[..., Any], Any]] = {
-        "plain": (plain, adam),
-        "one-pass": (functools.partial(balanced, two_pass=False), with_famo),
-        "two-pass": (functools.partial(balanced, two_pass=True), with_famo),
-        "forward": (forward, optax.identity()),
-    }
-    calls = {}
-    for name, (step, tx) in steps.items():
-        own = jax.tree.map(jnp.copy, params)
-        arguments = (own, tx.init(own), batch)
-        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
-        calls[name] = (compiled, arguments)
-    return calls
+def draw(path: Path, results: Sequence[Mapping[str, Any]], limits: Limits, device: str) -> None:
+    """For each network: time over K, temporary memory over K, and what two-pass consists of."""
+    networks = list(dict.fromkeys(result["network"] for result in results))
+    with rc_context({"font.size": 8, "axes.titlesize": 8, "lines.linewidth": 1.2}):
+        figure = Figure(figsize=(8.5, 0.9 + 2.75 * len(networks)), dpi=200, layout="constrained")
+        panels = figure.subplots(len(networks), 3, squeeze=False)
+        for row, name in zip(panels, networks, strict=True):
+            own = [result for result in results if result["network"] == name]
+            _draw_time(row[0], own)
+            _draw_memory(row[1], own, limits)
+            _draw_split(row[2], own)
+            row[0].set_title(f"{name}: time of a step over a plain one")
+            row[1].set_title(f"{name}: temporary memory (MiB)")
+            row[2].set_title(f"{name}: what two-pass consists of")
+            tasks = [result["num_tasks"] for result in own]
+            for axes in row[:2]:
+                axes.set(xscale="log", yscale="log", xlabel="number of tasks K")
+                axes.set_xticks(tasks, [f"{num_tasks:,}" for num_tasks in tasks])
+                axes.set_xticks([], minor=True)
+        handles = {
+            label: handle
+            for axes in panels[:, :2].flat
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+        figure.suptitle(f"Cost of a training step on {device}: medians and quartiles", fontsize=9)
+        figure.savefig(path)
 
 
-def measure(calls: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Seconds a step and bytes of temporary memory, each call in turn, in random order."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    carried = {name: arguments for name, (_, arguments) in calls.items()}
-    order = list(calls)
-    shuffle = random.Random(0).shuffle
-    for counts in 3 * [False] + rounds * [True]:
-        shuffle(order)
-        for name in order:
-            compiled, _ = calls[name]
-            start = time.perf_counter()
-            params, opt_state, losses = jax.block_until_ready(compiled(*carried[name]))
-            if counts:
-                seconds[name].append(time.perf_counter() - start)
-            carried[name] = (params, opt_state, carried[name][2])
-            if not np.all(np.isfinite(losses)):
-                raise FloatingPointError(f"{name}: a loss is not finite")
-    temporary = {
-        name: compiled.memory_analysis().temp_size_in_bytes for name, (compiled, _) in calls.items()
-    }
-    bound = [sum(both) for both in zip(seconds["plain"], seconds["forward"], strict=True)]
-    ratios = {
-        "one-pass / plain": _ratios(seconds["one-pass"], seconds["plain"]),
-        "two-pass / plain": _ratios(seconds["two-pass"], seconds["plain"]),
-        "two-pass / (plain + forward)": _ratios(seconds["two-pass"], bound),
-    }
-    return {
-        "seconds": {name: _report.quartiles(values) for name, values in seconds.items()},
-        "ratios": {name: _report.quartiles(values) for name, values in ratios.items()},
-        "temporary_bytes": temporary,
-        "temporary_ratios": {
-            name: temporary[name] / temporary["plain"] for name in ("one-pass", "two-pass")
-        },
-    }
-
-
-def _ratios(above: list[float], below: list[float]) -> list[float]:
-    return [a / b for a, b in zip(above, below, strict=True)]
-
-
-def print_table(console: rich.console.Console, results: Sequence[dict[str, Any]]) -> None:
-    """A row for each setting: medians, and half of the distance between the quartiles."""
-    table = rich.table.Table(
-        title="FAMO's training step over a plain one", box=rich.box.SIMPLE, pad_edge=False
-    )
-    ratios = ("one-pass\n/ plain", "two-pass\n/ plain", "two-pass\n/ bound")
-    for column in ("tasks", "width", "plain\nms", *ratios, "one-pass\nmemory"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for result in results:
-        table.add_row(
-            f"{result['num_tasks']:,}",
-            f"{result['width']:,}",
-            f"{1e3 * result['seconds']['plain'][1]:.2f}",
-            *(f"{b:.3f}±{(c - a) / 2:.2f}" for a, b, c in result["ratios"].values()),
-            f"{result['temporary_ratios']['one-pass']:.3f}",
-        )
-    console.print(table)
-    console.print("bound: plain step + one forward pass; memory: temporary, over plain")
-
-
-def draw(path: Path, results: Sequence[dict[str, Any]], device: str) -> None:
-    """Ratios over the number of tasks, a panel for each width."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    widths = sorted({result["width"] for result in results})
-    figure, axes = plt.subplots(
-        1, len(widths), figsize=(4.2 * len(widths), 3.4), sharey=True, squeeze=False
-    )
-    for axis, width in zip(axes[0], widths, strict=True):
-        own = [result for result in results if result["width"] == width]
-        tasks = [result["num_tasks"] for result in own]
-        for name in own[0]["ratios"]:
-            low, middle, high = np.array([result["ratios"][name] for result in own]).T
-            axis.errorbar(
-                tasks, middle, [middle - low, high - middle], marker="o", capsize=3, label=name
+def _draw_time(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
+    others = [name for name in WEIGHTING if name in results[0]["figures"] and "famo" not in name]
+    tasks = [result["num_tasks"] for result in results]
+    if others:
+        spans = [
+            [result["figures"][name]["over_plain"]["median"] for name in others]
+            for result in results
+        ]
+        label = f"{others[0]} to {others[-1]}" if len(others) > 1 else others[0]
+        low, high = np.min(spans, axis=1), np.max(spans, axis=1)
+        axes.fill_between(tasks, low, high, color="0.8", linewidth=3, edgecolor="0.8", label=label)
+    for name, (colour, marker) in STYLES.items():
+        for prefix, line in (("", "-"), ("torchjd-", ":")):
+            points = [
+                (result["num_tasks"], result["figures"][prefix + name])
+                for result in results
+                if result["figures"].get(prefix + name, {}).get("seconds")
+            ]
+            if not points:
+                continue
+            ratios = np.array(
+                [[each["over_plain"][key] for key in ("q1", "median", "q3")] for _, each in points]
             )
-        axis.axhline(1, color="0.6", linewidth=0.8)
-        axis.set(xscale="log", xlabel="number of tasks K", title=f"two hidden layers of {width}")
-    axes[0, 0].set_ylabel("time of a step, ratio")
-    axes[0, -1].legend(fontsize=8)
-    figure.suptitle(f"Cost of FAMO on {device} (median, quartiles)", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=200)
-    plt.close(figure)
+            x = [num_tasks for num_tasks, _ in points]
+            error = [ratios[:, 1] - ratios[:, 0], ratios[:, 2] - ratios[:, 1]]
+            label = "" if prefix else name
+            axes.errorbar(
+                x, ratios[:, 1], error, color=colour, linestyle=line, capsize=2, label=label
+            )
+            once = [each["timed"] == 1 for _, each in points]
+            for hollow in (False, True):
+                chosen = np.array(once) == hollow
+                axes.plot(
+                    np.array(x)[chosen],
+                    ratios[chosen, 1],
+                    marker,
+                    color=colour,
+                    markersize=4,
+                    markerfacecolor="white" if hollow else colour,
+                )
+    if any(map(_is_theirs, results[0]["figures"])):
+        axes.plot([], [], ":", color="0.4", label="TorchJD's, eager")
+    axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=4, label="timed once")
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the options, or ends with a usage error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m famo_jax.experiments.cost", description=__doc__.split("\n")[0]
+def _draw_memory(axes: Axes, results: Sequence[Mapping[str, Any]], limits: Limits) -> None:
+    for name, (colour, marker) in (("plain", ("0.6", "")), *STYLES.items()):
+        if name not in results[0]["figures"]:
+            continue
+        measured = [
+            (result["num_tasks"], size / 2**20)
+            for result in results
+            if (size := result["figures"][name]["temporary_bytes"]) is not None
+        ]
+        axes.plot(
+            *zip(*measured, strict=True),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=4 if name == "plain" else 1.2,
+            label=name,
+        )
+        for result in results:
+            stopped = result["figures"][name]["stopped"]
+            if stopped is not None and stopped["limit"] == "memory":
+                axes.plot(result["num_tasks"], stopped["predicted"] / 2**20, "x", color=colour)
+    axes.axhline(1024 * limits.max_gib, color="0.4", linestyle="--", linewidth=0.8)
+    axes.plot([], [], "--", color="0.4", linewidth=0.8, label=f"limit, {limits.max_gib:g} GiB")
+    axes.plot([], [], "x", color="0.4", label="at least, not run")
+
+
+def _draw_split(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_ylabel("time of a step over a plain one")
+    axes.set_xlabel("number of tasks K")
+    own = (
+        [result for result in results if "second_forward" in result["figures"]["famo-two-pass"]]
+        if ("famo-two-pass" in results[0]["figures"])
+        else []
     )
-    parser.add_argument(
+    for position, result in enumerate(own):
+        figures = result["figures"]["famo-two-pass"]
+        plain = result["figures"]["plain"]["seconds"]["median"]
+        bottom = 0.0
+        parts = (
+            ("plain step", plain, "#999999"),
+            ("second forward pass", figures["second_forward"]["median"], "#56b4e9"),
+            ("FAMO's own arithmetic", figures["own_arithmetic"]["median"], "#d55e00"),
+        )
+        for label, seconds, colour in parts:
+            axes.bar(
+                position,
+                seconds / plain,
+                bottom=bottom,
+                color=colour,
+                label="" if position else label,
+            )
+            bottom += seconds / plain
+        whole = figures["over_plain"]
+        axes.errorbar(
+            position,
+            whole["median"],
+            [[whole["median"] - whole["q1"]], [whole["q3"] - whole["median"]]],
+            color="black",
+            capsize=2,
+            marker="_",
+            label="" if position else "two-pass, measured",
+        )
+    axes.set_xticks(range(len(own)), [f"{result['num_tasks']:,}" for result in own])
+    top = max((each["figures"]["famo-two-pass"]["over_plain"]["median"] for each in own), default=1)
+    axes.set_ylim(0, 1.8 * top)  # room for the legend
+    axes.legend(loc="upper left", frameon=False)
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+FULL = {
+    "tasks": [2, 10, 40, 100, 1000, 10000],
+    "network": list(NETWORKS),
+    "methods": list(METHODS),
+    "rounds": 100,
+}
+QUICK = {
+    "tasks": [2, 10],
+    "network": ["mlp"],
+    "methods": ["ls", "famo-one-pass", "famo-two-pass", "mgda"],
+    "rounds": 10,
+}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, checked and complete. Exits with status 2 where one is bad."""
+    networks = "\n".join(f"  {name:6}{each.description}" for name, each in NETWORKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m famo_jax.experiments.cost",
+        description="What each method adds to a training step: time and temporary memory.",
+        epilog=f"networks:\n{networks}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
         "--tasks",
         type=_arguments.positive_int,
         nargs="+",
-        default=[2, 40, 1000, 10000],
         metavar="K",
-        help="numbers of tasks (default: %(default)s)",
+        help="numbers of tasks (2 10 40 100 1000 10000)",
     )
-    parser.add_argument(
-        "--width",
-        type=_arguments.positive_int,
+    add(
+        "--network",
+        type=_arguments.one_of(list(NETWORKS)),
         nargs="+",
-        default=[256, 1024],
-        metavar="N",
-        help="units in each of the two hidden layers (default: %(default)s)",
+        metavar="NAME",
+        help="the hidden layers (all)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=_arguments.positive_int,
-        default=256,
-        metavar="N",
-        help="rows of a batch (default: %(default)s)",
+    add(
+        "--methods",
+        type=_arguments.one_of(METHODS),
+        nargs="+",
+        metavar="NAME",
+        help=f"what to compare (all: {' '.join(METHODS)})",
     )
-    parser.add_argument(
+    add(
         "--rounds",
         type=_arguments.positive_int,
-        default=41,
         metavar="N",
-        help="how many times each step is timed, at least 2 (default: %(default)s)",
+        help=f"how many times a step is timed, at least 2 (100; {FEW} where it is {DEAR} times "
+        "as long as a plain one)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/cost"),
-        metavar="FOLDER",
-        help="where the figure and the JSON file go (default: %(default)s)",
+    add(
+        "--max-gib",
+        type=_arguments.positive_float,
+        default=4.0,
+        metavar="GIB",
+        help="memory over which a method is not run (%(default)g)",
+    )
+    add(
+        "--max-seconds",
+        type=_arguments.positive_float,
+        default=30.0,
+        metavar="S",
+        help="a step that is predicted to take longer is not run, and one of which "
+        f"{FEW} would is timed once (%(default)g)",
+    )
+    add("--no-peers", action="store_true", help="leave TorchJD out where it is installed")
+    add("--out", type=Path, default=Path("results/cost"), help="output folder (%(default)s)")
+    add(
+        "--quick",
+        action="store_true",
+        help="2 and 10 tasks, mlp, 4 methods, 10 rounds where not given; no TorchJD",
     )
     options = parser.parse_args(arguments)
+    for name, default in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    for name in ("tasks", "network", "methods"):
+        _arguments.check_distinct(parser, f"--{name}", getattr(options, name))
     if options.rounds < 2:
         parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
-    _arguments.check_distinct(parser, "--tasks", options.tasks)
-    _arguments.check_distinct(parser, "--width", options.width)
     _arguments.output_folder(parser, "--out", options.out)
+    options.tasks = sorted(options.tasks)
+    options.methods = [name for name in METHODS if name in options.methods]
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes the figure and the figures."""
-    options = parse_arguments(arguments)
-    console = rich.console.Console()
-    results = []
-    settings = [(width, tasks) for width in options.width for tasks in options.tasks]
-    with rich.progress.Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(settings))
-        for width, num_tasks in settings:
-            progress.update(bar, description=f"{num_tasks:,} tasks, width {width}")
-            calls = make_calls(num_tasks, width, options.batch_size)
-            result = {"num_tasks": num_tasks, "width": width, "batch_size": options.batch_size}
-            results.append(result | measure(calls, options.rounds))
-            progress.advance(bar)
+    """Measures, prints the tables, and writes ``cost.png`` and ``cost.json``."""
+    options = parse(arguments)
+    start = time.perf_counter()
+    console = Console()
+    limits = Limits(options.rounds, options.max_gib, options.max_seconds)
+    left_out = options.no_peers or options.quick  # to import PyTorch alone takes seconds
+    no_peers = "TorchJD was left out." if left_out else why_no_peers()
+    results: list[dict[str, Any]] = []
+    columns = TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=len(options.network) * len(options.tasks))
+        for name in options.network:
+            before: dict[str, Any] | None = None
+            for num_tasks in options.tasks:
+                progress.update(bar, description=f"{name}, {num_tasks:,} tasks")
+                figures = run_setting(
+                    NETWORKS[name],
+                    num_tasks,
+                    options.methods,
+                    limits,
+                    peers=no_peers is None,
+                    before=before,
+                )
+                before = {"network": name, "num_tasks": num_tasks, "figures": figures}
+                results.append(before)
+                progress.advance(bar)
     environment = _report.environment()
-    print_table(console, results)
-    draw(options.out / "cost.png", results, environment["device"])
+    for name in options.network:
+        own = [result for result in results if result["network"] == name]
+        console.print(table(name, own))
+    for line in (*notes(limits), *([no_peers] if no_peers else []), *goals(results)):
+        console.print(line, highlight=False)
+    draw(options.out / "cost.png", results, limits, environment["device"])
+    seconds = time.perf_counter() - start
     _report.write_json(
         options.out / "cost.json",
-        {"settings": vars(options) | {"out": str(options.out)}, "environment": environment}
-        | {"results": results},
+        {
+            "settings": vars(options) | {"out": str(options.out)},
+            "environment": environment,
+            "networks": {name: NETWORKS[name]._asdict() for name in options.network},
+            "peers": no_peers or {each: _version(each) for each in ("torch", "torchjd")},
+            "goals": goals(results),
+            "results": results,
+            "seconds": seconds,
+        },
     )
-    console.print(f"wrote cost.png and cost.json to {options.out}")
+    console.print(f"cost.png and cost.json are in {options.out}, {seconds:.0f} s", highlight=False)
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sklearn.datasets import load_digits
 
-from famo_jax.experiments import _report, digits
+from famo_jax.experiments import _study, digits
 
 STEPS, SEEDS = 6, 2
 RATES, GAMMAS = ["0.001", "0.003"], ["0", "0.01"]
@@ -136,92 +135,6 @@ def test_seeds_have_parameters_of_their_own():
     assert all(np.abs(kernel[0] - kernel[1]).max() > 0.1 for kernel in kernels)
 
 
-# --- Methods --------------------------------------------------------------------------------------
-
-
-def one_step(name, params, pictures, variant=0.0):
-    init, step = digits.training_step(digits.METHODS[name], 1e-2, jnp.asarray(variant))
-    return jax.jit(lambda params: step(init(params), pictures))(params)
-
-
-@pytest.mark.parametrize(
-    ("name", "variant", "scalar"),
-    [
-        ("ls", 0.0, jnp.mean),
-        ("si", 0.0, lambda losses: jnp.mean(jnp.log(losses))),
-        ("stl", 2, lambda losses: losses[2]),
-        ("frozen-no-c", 0.0, lambda losses: jnp.mean(jnp.log(losses))),
-        ("frozen", 0.0, lambda losses: jax.lax.stop_gradient(4 / jnp.sum(1 / losses))
-         * jnp.mean(jnp.log(losses))),
-    ],
-)  # fmt: skip
-def test_a_step_is_adam_on_the_gradient_of_a_scalar(name, variant, scalar, params, pictures):
-    (after, _), trace = one_step(name, params, pictures, variant)
-    grads = jax.grad(lambda params: scalar(digits.task_losses(params, pictures)))(params)
-    updates, _ = optax.adam(1e-2).update(grads, optax.adam(1e-2).init(params))
-    expected = optax.apply_updates(params, updates)
-    # Adam's first step is the gradient's sign: it is what a gradient near 0 does that may differ.
-    for leaf, leaf_ in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
-        assert np.mean(np.abs(leaf - leaf_) > 1e-4) < 1e-3
-    np.testing.assert_allclose(trace.losses, digits.task_losses(params, pictures), rtol=1e-5)
-
-
-def test_two_pass_sees_the_change_of_its_own_step(params, pictures):
-    (after, _), trace = one_step("famo", params, pictures)
-    drop = trace.losses / digits.task_losses(after, pictures)
-    # Adam's first step on the logits: up for the tasks that fell less than the mean, else down.
-    z = trace.task_weights
-    assert np.all((z > 0.25) == (np.log(drop) < np.mean(np.log(drop))))
-    (_, _), trace = one_step("famo-one-pass", params, pictures)
-    np.testing.assert_allclose(trace.task_weights, 0.25, rtol=1e-6)
-
-
-# --- Choice and summaries -------------------------------------------------------------------------
-
-
-def test_standard_error_by_hand():
-    assert _report.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
-    assert np.isnan(_report.standard_error(np.array([1.0])))
-
-
-def synthetic_run(validation, task_weights=None):
-    """A run whose validation metrics [variants, rates, seeds, K] are given; test is 100 more."""
-    validation = np.asarray(validation, float)
-    losses = np.broadcast_to(validation[..., None, :], (*validation.shape[:-1], 5, digits.K))
-    return digits.Run(digits.Trace(losses, task_weights), validation, validation + 100)
-
-
-def test_single_task_learning_chooses_a_rate_for_each_task():
-    validation = np.full((4, 3, 2, 4), 50.0)
-    for task, rate in enumerate([2, 0, 1, 1]):
-        validation[task, rate, :, task] = [1.0, 3.0]  # its own task
-        validation[task, :, :, (task + 1) % 4] = 0.0  # a task that this network was not trained on
-    validation[3, 2, 0, 3] = np.nan  # a seed that diverged excludes the setting
-    validation[3, 2, 1, 3] = -100.0
-    run = synthetic_run(validation)
-    rates = [0.1, 0.2, 0.3]
-    stl = digits.select(digits.METHODS["stl"], run, rates, [0.0], None)
-    assert stl.learning_rate == (0.3, 0.1, 0.2, 0.2)
-    np.testing.assert_array_equal(stl.test, np.repeat([[101.0], [103.0]], 4, axis=1))
-    np.testing.assert_array_equal(stl.losses, np.tile([[[1.0] * 4, [3.0] * 4]], (5, 1, 1)))
-    np.testing.assert_array_equal(digits.baseline_of(stl, rates), 4 * [2.0])
-
-
-def test_the_least_delta_m_on_validation_chooses_rate_and_gamma():
-    validation = np.full((2, 3, 2, 4), 8.0)
-    validation[1, 0] = [[4.0, 8, 8, 8], [2.0, 8, 8, 8]]
-    validation[0, 2] = [[4.0, 8, 8, 8], [4.0, 8, 8, 8]]
-    validation[0, 1] = np.inf
-    run = synthetic_run(validation, task_weights=np.full((2, 3, 2, 5, 4), 0.25))
-    result = digits.select(
-        digits.METHODS["famo"], run, [0.1, 0.2, 0.3], [0.0, 0.5], np.array([1.0, 9, 9, 9])
-    )
-    assert result.learning_rate == (0.1,)
-    assert result.gamma == 0.5
-    np.testing.assert_array_equal(result.test, 100 + validation[1, 0])
-    assert result.losses.shape == result.task_weights.shape == (5, 2, 4)
-
-
 # --- The command ----------------------------------------------------------------------------------
 
 
@@ -238,7 +151,7 @@ def run_main(folder, *arguments):
 # What runs by default, and one of each kind that does not.
 NAMES = [
     name
-    for name in digits.METHODS
+    for name in _study.METHODS
     if name in {*digits.FULL["methods"], "frozen-no-c", "dwa", "amortized-mgda", "nash-mtl"}
 ]
 GRID = ("--batch-size", "16", "--learning-rate", *RATES, "--gamma", *GAMMAS)
@@ -253,11 +166,12 @@ def whole_run(tmp_path_factory):
 def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
     _, printed, _ = whole_run
     assert "…" not in printed
-    lines = printed.splitlines()
+    lines = printed.partition("Means over")[0].splitlines()
     for name in NAMES:
         cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
         assert len(cells) in (11, 12)  # "±" stands by itself; gamma is empty for some
     assert "famo - frozen, its control: Δm" in printed
+    assert "famo - si: Δm" in printed
 
 
 def test_it_writes_every_figure(whole_run):
@@ -276,7 +190,7 @@ def test_it_writes_every_figure(whole_run):
     assert set(written["environment"]) >= {"jax", "optax", "flax", "famo_jax", "device"}
     assert written["sources"] == {"train": 1200, "validation": 297, "test": 300}
     for name, figures in written["methods"].items():
-        variants = {"none": 1, "gamma": 2, "task": 4}[digits.METHODS[name].variants]
+        variants = {"none": 1, "gamma": 2, "task": 4}[_study.METHODS[name].variants]
         assert np.shape(figures["validation_by_seed"]) == (variants, 2, SEEDS, 4)
         assert np.shape(figures["test_by_seed"]) == (SEEDS, 4)
         assert np.shape(figures["losses"]) == (STEPS, 4)
@@ -302,10 +216,44 @@ def test_summaries_recompute_from_the_figures_by_seed(whole_run):
         np.testing.assert_allclose(figures["delta_m_by_seed"], by_seed, atol=1e-2)
         error = abs(by_seed[0] - by_seed[1]) / 2  # of two
         assert figures["delta_m_se"] == pytest.approx(error, abs=1e-2)
-        control = figures["against_control"]
-        if control:
-            other = np.array(written["methods"][control["method"]]["delta_m_by_seed"])
-            assert control["delta_m"] == pytest.approx(np.mean(by_seed - other), abs=1e-2)
+        for key in ("against_control", "against_ls", "against_si", "against_frozen"):
+            against = figures[key]
+            if against:
+                other = np.array(written["methods"][against["method"]]["delta_m_by_seed"])
+                paired = np.mean(by_seed - other)
+                assert against["delta_m"] == pytest.approx(paired, abs=1e-2)
+                low, high = against["interval"]
+                assert (low + high) / 2 == pytest.approx(paired, abs=1e-2)
+                # Student's t of one degree of freedom, from a table
+                assert (high - low) / 2 == pytest.approx(12.706 * against["se"], abs=1e-2)
+
+
+def test_every_gamma_meets_the_test_at_the_rate_that_validation_chose(whole_run):
+    _, _, written = whole_run
+    for name, figures in written["methods"].items():
+        if _study.METHODS[name].variants != "gamma":
+            assert figures["by_gamma"] is None
+            continue
+        scores = np.array(figures["validation_delta_m"])
+        for each, gamma, own in zip(figures["by_gamma"], [0, 0.01], scores, strict=True):
+            assert each["gamma"] == gamma
+            assert each["learning_rate"] == [0.001, 0.003][np.argmin(own)]
+            assert each["validation_delta_m"] == pytest.approx(own.min())
+            assert each["logit_range"]["most"] >= each["logit_range"]["end"] > 0
+        chosen = next(each for each in figures["by_gamma"] if each["gamma"] == figures["gamma"])
+        assert chosen["delta_m"] == pytest.approx(figures["delta_m"])
+        assert chosen["logit_range"] == figures["logit_range"]
+
+
+def test_only_logits_have_a_range(whole_run):
+    _, _, written = whole_run
+    for name, figures in written["methods"].items():
+        if name in ("frozen", "frozen-no-c"):
+            assert figures["logit_range"] == {"end": 0, "most": 0}
+        elif figures["task_weights"] is None:
+            assert figures["logit_range"] is None
+        else:
+            assert figures["logit_range"]["most"] >= figures["logit_range"]["end"] > 0
 
 
 def test_every_method_starts_from_the_same_parameters_and_pictures(whole_run):
@@ -320,7 +268,7 @@ def test_frozen_weights_stay_equal_and_the_others_move(whole_run):
         z = figures["task_weights"]
         if name in ("frozen", "frozen-no-c"):
             np.testing.assert_array_equal(z, np.full((STEPS, 4), 0.25))
-        elif digits.METHODS[name].variants == "gamma":
+        elif _study.METHODS[name].variants == "gamma":
             np.testing.assert_allclose(np.sum(z, axis=1), 1, rtol=1e-5)
             assert np.ptp(z[-1]) > 1e-3
         else:
@@ -394,6 +342,6 @@ def test_help_lists_every_method(capsys):
         digits.main(["--help"])
     assert exit_info.value.code == 0
     printed = capsys.readouterr().out
-    for name, method in digits.METHODS.items():
+    for name, method in _study.METHODS.items():
         assert f"  {name} " in printed
         assert method.description in printed

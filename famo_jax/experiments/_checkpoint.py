@@ -1,0 +1,168 @@
+"""Checkpoints of one study: a folder that a later process finds as an earlier one left it.
+
+The folder holds ``study.json``, which says whose it is, and a folder for each method with the state
+of its training, by the number of steps. Orbax writes a state beside its place and then renames it;
+a digest is written last. So a process may be killed at any moment, and what is damaged is noticed
+before it is read.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import orbax.checkpoint as ocp
+
+from famo_jax.experiments import _arguments
+
+Array = npt.NDArray[Any]
+
+OPTION = "--checkpoint-dir"
+STUDY = "study.json"
+DIGEST = ".sha256"  # beside a checkpoint that is whole
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax was writing when it was killed
+_ONE_AT_A_TIME = threading.Lock()  # of the threads that train: to Orbax they would be one process
+
+
+class Saved(NamedTuple):
+    """The state of a method's training."""
+
+    steps: int
+    leaves: list[Array]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--checkpoint-dir`` and ``--resume``."""
+    parser.add_argument(
+        OPTION,
+        type=Path,
+        metavar="FOLDER",
+        help="save the training here every now and then, to go on after a stop (default: nowhere)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from what --checkpoint-dir holds"
+    )
+
+
+def open_folder(
+    parser: argparse.ArgumentParser,
+    folder: Path | None,
+    resume: bool,
+    study: Mapping[str, Any],
+    methods: Sequence[str],
+) -> dict[str, Saved]:
+    """What the folder holds of this study. Ends with a usage error where it is not this one's.
+
+    Args:
+      parser: For the errors.
+      folder: Created where it does not exist; None for no checkpoints.
+      resume: Whether to go on. Without it the folder must be empty.
+      study: What the figures depend on: settings and versions. As strict JSON.
+      methods: The names of the methods.
+    """
+    if folder is None:
+        if resume:
+            parser.error("argument --resume: expected --checkpoint-dir, which says from where")
+        return {}
+    _arguments.output_folder(parser, OPTION, folder)
+    # A process that was killed may leave behind what it had not finished writing.
+    entries = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
+    if not entries:
+        _write(folder / STUDY, json.dumps(study, indent=1) + "\n")
+        return {}
+    if not resume:
+        _refuse(parser, f"an empty folder, or --resume to go on, got {folder} with {entries}")
+    if STUDY not in entries or not set(entries) <= {STUDY, *methods}:
+        _refuse(parser, f"the checkpoints of one study, got {folder} with {entries}")
+    try:
+        other: dict[str, Any] = dict(json.loads((folder / STUDY).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError):
+        _refuse(parser, f"JSON in {folder / STUDY}, which is damaged")
+    own: dict[str, Any] = json.loads(json.dumps(study))
+    for key in sorted(own.keys() | other.keys()):
+        if own.get(key) != other.get(key):
+            _refuse(
+                parser,
+                f"checkpoints with {key} {own.get(key)}, got {folder} with {other.get(key)}",
+            )
+    loaded = {name: _load(parser, folder / name) for name in methods if name in entries}
+    return {name: saved for name, saved in loaded.items() if saved is not None}
+
+
+def save(folder: Path, name: str, steps: int, state: Any) -> None:
+    """Saves a method's state, any pytree, and removes the one before it."""
+    leaves = [np.asarray(_plain(leaf)) for leaf in jax.tree.leaves(state)]
+    path = (folder / name / str(steps)).absolute()
+    shutil.rmtree(path, ignore_errors=True)  # of a process that was killed before the digest
+    with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {f"{index:06}": leaf for index, leaf in enumerate(leaves)})
+    _write(path.with_suffix(DIGEST), _digest(path))
+    for other in path.parent.iterdir():
+        if other.is_file() and other != path.with_suffix(DIGEST):
+            other.unlink()
+        elif other.is_dir() and other != path:
+            shutil.rmtree(other)
+
+
+def _plain(leaf: jax.Array) -> jax.Array:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def restore(saved: Saved, like: Any) -> Any:
+    """The state, in the structure and the kinds of keys of ``like``, of which no value is used."""
+
+    def typed(leaf: Any, value: Array) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
+        return jnp.asarray(value, leaf.dtype)
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, map(typed, leaves, saved.leaves))
+
+
+def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
+    """The last state in the folder of a method, or None if it was killed before the first."""
+    if not folder.is_dir():
+        _refuse(parser, f"a folder of checkpoints, got the file {folder}")
+    names = [path.name for path in folder.iterdir() if UNFINISHED not in path.name]
+    names = [name for name in names if not name.endswith(".tmp")]
+    if not all(name.removesuffix(DIGEST).isdecimal() for name in names):
+        _refuse(parser, f"folders named by numbers of steps, got {folder} with {sorted(names)}")
+    steps = [int(name.removesuffix(DIGEST)) for name in names if name.endswith(DIGEST)]
+    if not steps:
+        return None
+    last = folder.absolute() / str(max(steps))
+    if last.with_suffix(DIGEST).read_text(encoding="utf-8") != _digest(last):
+        _refuse(parser, f"a checkpoint in {last}, which is damaged")
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = checkpointer.restore(last)
+    return Saved(max(steps), [np.asarray(leaves[key]) for key in sorted(leaves)])
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of all that it holds."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _refuse(parser: argparse.ArgumentParser, expected: str) -> NoReturn:
+    parser.error(f"argument {OPTION}: expected {expected}")
