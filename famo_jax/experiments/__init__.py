@@ -4,7 +4,7 @@ import importlib.util
 
 _MISSING = [
     name
-    for name in ("flax", "matplotlib", "rich", "sklearn")
+    for name in ("flax", "matplotlib", "orbax", "rdkit", "rich", "sklearn")
     if importlib.util.find_spec(name) is None
 ]
 if _MISSING:

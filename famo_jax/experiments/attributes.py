@@ -14,8 +14,7 @@ least balanced error for a network whose probabilities are right.
 
 The logarithm of a cross-entropy has no minimum on a batch that holds no picture with the attribute:
 it falls for ever as the network denies it. Methods that descend on log losses need batches that
-mostly hold one: 256 pictures lack a rare one in 8% of batches. Of 64 pictures half the batches do,
-and the mean of the log losses then diverges (``--batch-size 64``).
+mostly hold one: 256 pictures lack a rare one in 8% of batches, 64 in half of them.
 
 How methods are trained and compared stands in ``famo_jax.experiments._study``.
 """
