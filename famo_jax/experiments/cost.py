@@ -416,12 +416,17 @@ def run_setting(
 
     def against(name: str, *others: str) -> tuple[Array, Array]:
         """The seconds of a call, and of others in sum, in the rounds that they share."""
-        own = rounds.get(name, [0])
-        return seconds[name], np.sum([seconds[other][own] for other in others], axis=0)
+        shared = set.intersection(*(set(rounds[each]) for each in (name, *others)))
+
+        def at(each: str) -> Array:
+            return seconds[each][[index in shared for index in rounds[each]]]
+
+        return at(name), np.sum([at(other) for other in others], axis=0)
 
     def ratio(name: str, *others: str) -> dict[str, float]:
-        own, other = against(name, *others)
-        return _spread(own / other) if name in rounds else _spread(own / np.median(other))
+        if name not in rounds:  # it was timed once
+            return _spread(seconds[name] / sum(np.median(seconds[other]) for other in others))
+        return _spread(np.divide(*against(name, *others)))
 
     figures = {
         name: {

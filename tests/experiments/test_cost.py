@@ -147,6 +147,15 @@ def test_dear_steps_are_timed_less_often(clock):
     assert clock["cagrad"] == 2
 
 
+def test_ratios_are_of_the_rounds_that_steps_share(clock, monkeypatch):
+    monkeypatch.setitem(SECONDS, "forward", 5.0)  # dear, so timed less often than two-pass
+    figures = run(cost.Limits(rounds=60, max_gib=1, max_seconds=110))
+    assert figures["forward"]["timed"] == cost.FEW
+    two_pass = figures["famo-two-pass"]
+    assert two_pass["timed"] == 60
+    assert two_pass["over_plain_and_forward"]["median"] == pytest.approx(1.4 / 6)
+
+
 def test_time_stops(clock):
     limits = cost.Limits(rounds=4, max_gib=1, max_seconds=110)
     before = {"num_tasks": 2, "figures": run(limits)}
