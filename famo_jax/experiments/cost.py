@@ -803,7 +803,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--max-seconds",
         type=_arguments.positive_float,
-        default=30.0,
+        default=6.0,
         metavar="S",
         help="a step that is predicted to take longer is not run, and one of which "
         f"{FEW} would is timed once (%(default)g)",
