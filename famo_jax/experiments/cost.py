@@ -744,7 +744,7 @@ FULL = {
     "tasks": [2, 10, 40, 100, 1000, 10000],
     "network": list(NETWORKS),
     "methods": list(METHODS),
-    "rounds": 100,
+    "rounds": 30,
 }
 QUICK = {
     "tasks": [2, 10],
@@ -790,7 +790,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rounds",
         type=_arguments.positive_int,
         metavar="N",
-        help=f"how many times a step is timed, at least 2 (100; {FEW} where it is {DEAR} times "
+        help=f"how many times a step is timed, at least 2 (30; {FEW} where it is {DEAR} times "
         "as long as a plain one)",
     )
     add(
@@ -803,7 +803,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--max-seconds",
         type=_arguments.positive_float,
-        default=6.0,
+        default=2.0,
         metavar="S",
         help="a step that is predicted to take longer is not run, and one of which "
         f"{FEW} would is timed once (%(default)g)",
