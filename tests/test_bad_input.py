@@ -42,6 +42,7 @@ from famo_jax import (
     uw,
     weighted_loss,
 )
+from famo_jax.experiments import _arguments, digits
 
 STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
 TX = optax.chain(optax.sgd(0.1), famo(2))
@@ -670,6 +671,48 @@ def test_a_bad_option_ends_in_words_and_status_2(name, arguments, words, tmp_pat
     assert printed.err.startswith(f"usage: python -m famo_jax.experiments.{name}")
     assert "Traceback" not in printed.err
     assert not printed.out
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("ending", ["png", "json"])
+def test_a_folder_in_the_place_of_a_result_is_refused_before_the_work(
+    name, ending, tmp_path, capsys
+):
+    (tmp_path / f"{name}.{ending}").mkdir()
+    main = importlib.import_module(f"famo_jax.experiments.{name}").main
+    with pytest.raises(SystemExit) as stop:
+        main(["--quick", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    words = f"argument --out: expected {tmp_path}/{name}.{ending} to be a file, got a folder"
+    assert words in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk():
+    """No file can grow beyond 8 kB."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, small_disk):
+    sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
+    with pytest.raises(SystemExit, match=r"^error: \[Errno \d+\] File too large$"):
+        digits.main([*sizes.split(), "--out", str(tmp_path)])
+    assert "Means over 2 seeds" in capsys.readouterr().out
+
+
+def test_too_little_memory_ends_in_words():
+    @_arguments.command
+    def main(message):
+        raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(SystemExit, match=r"^error: too little memory .*RESOURCE_EXHAUSTED: Out of"):
+        main("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main("INTERNAL: a fault of ours keeps its traceback")
 
 
 def test_as_the_shell_sees_it():

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import chex
 import jax
@@ -273,8 +275,9 @@ def checkpoints(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_study, "run_study", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stop:
         resume(folder)
+    assert stop.value.code == 130  # as a shell counts an interrupt
     monkeypatch.setattr(_study, "run_study", lambda *_: pytest.fail("it was not refused"))
     return folder
 
@@ -383,3 +386,26 @@ def test_what_was_not_finished_is_passed_over(checkpoints, monkeypatch):
     assert state["key"] == jax.random.key(0)
     _checkpoint.save(checkpoints, "stl", 6, like)
     assert sorted(path.name for path in (checkpoints / "stl").iterdir()) == ["6", "6.sha256"]
+
+
+def test_a_full_disk_ends_in_words_and_loses_nothing(checkpoints, monkeypatch):
+    def save(*_):
+        _checkpoint.save(checkpoints, "stl", 6, {"params": jnp.zeros(999)})
+
+    before = content(checkpoints)
+    monkeypatch.setattr(_study, "run_study", save)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1))
+    words = "^error: .*checkpoints has 1 bytes left, a checkpoint takes 3,996$"
+    with pytest.raises(SystemExit, match=words):
+        resume(checkpoints)
+    assert content(checkpoints) == before
+
+    def refused(*_, **__):
+        raise ValueError("Failed to write")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(_study, "run_study", save)
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", refused)  # a quota, say
+    with pytest.raises(SystemExit, match=r"^error: no checkpoint could be written to .*stl/6: "):
+        resume(checkpoints)
+    assert content(checkpoints) == before

@@ -1,11 +1,39 @@
-"""Command-line arguments that several experiments take, and the words that refuse bad ones."""
+"""What the command lines of the experiments share, and the words in which they refuse."""
 
 import argparse
+import functools
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
+
+import jax
+
+_P = ParamSpec("_P")
+
+
+def command(main: Callable[_P, None]) -> Callable[_P, None]:
+    """Lets a program end with a line and status 1, not a traceback, where the machine fails it.
+
+    When the disk is full, for example, or the memory.
+    """
+
+    @functools.wraps(main)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(130)  # as shells count an interrupt
+        except OSError as error:
+            sys.exit(f"error: {error}")
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            sys.exit(f"error: too little memory for so much at once ({error})")
+
+    return run
 
 
 def positive_int(text: str) -> int:
@@ -61,8 +89,15 @@ def check_distinct(parser: argparse.ArgumentParser, option: str, values: Sequenc
         parser.error(f"argument {option}: expected each value once, got {repeated[0]} twice")
 
 
-def output_folder(parser: argparse.ArgumentParser, option: str, path: Path) -> Path:
-    """Creates the folder where it does not exist, and refuses one that cannot be written to."""
+def output_folder(parser: argparse.ArgumentParser, option: str, path: Path, *files: str) -> None:
+    """Creates the folder where it does not exist, and refuses one that cannot be written to.
+
+    Args:
+      parser: For the errors.
+      option: Which names the folder.
+      path: The folder.
+      files: Names of what will be written there.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -70,4 +105,6 @@ def output_folder(parser: argparse.ArgumentParser, option: str, path: Path) -> P
     except OSError as error:
         reason = error.strerror or type(error).__name__
         parser.error(f"argument {option}: expected a folder to write to, got {path} ({reason})")
-    return path
+    for file in files:
+        if (path / file).is_dir():
+            parser.error(f"argument {option}: expected {path / file} to be a file, got a folder")

@@ -9,6 +9,7 @@ before it is read.
 import argparse
 import hashlib
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import orbax.checkpoint as ocp
 
-from famo_jax.experiments import _arguments
+from famo_jax.experiments import _arguments, _report
 
 Array = npt.NDArray[Any]
 
@@ -72,11 +73,14 @@ def open_folder(
         if resume:
             parser.error("argument --resume: expected --checkpoint-dir, which says from where")
         return {}
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whatever it raises as well
     _arguments.output_folder(parser, OPTION, folder)
     # A process that was killed may leave behind what it had not finished writing.
-    entries = sorted(path.name for path in folder.iterdir() if not path.name.endswith(".tmp"))
+    entries = sorted(
+        path.name for path in folder.iterdir() if not path.name.endswith(_report.UNFINISHED)
+    )
     if not entries:
-        _write(folder / STUDY, json.dumps(study, indent=1) + "\n")
+        _report.write_text(folder / STUDY, json.dumps(study, indent=1) + "\n")
         return {}
     if not resume:
         _refuse(parser, f"an empty folder, or --resume to go on, got {folder} with {entries}")
@@ -98,13 +102,23 @@ def open_folder(
 
 
 def save(folder: Path, name: str, steps: int, state: Any) -> None:
-    """Saves a method's state, any pytree, and removes the one before it."""
+    """Saves a method's state, any pytree, and removes the one before it.
+
+    Raises:
+      OSError: It could not be written. The one before it is still there.
+    """
     leaves = [np.asarray(_plain(leaf)) for leaf in jax.tree.leaves(state)]
     path = (folder / name / str(steps)).absolute()
     shutil.rmtree(path, ignore_errors=True)  # of a process that was killed before the digest
-    with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, {f"{index:06}": leaf for index, leaf in enumerate(leaves)})
-    _write(path.with_suffix(DIGEST), _digest(path))
+    needed = sum(leaf.nbytes for leaf in leaves)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder} has {free:,} bytes left, a checkpoint takes {needed:,}")
+    try:
+        with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, {f"{index:06}": leaf for index, leaf in enumerate(leaves)})
+    except ValueError as error:  # which TensorStore raises where a file cannot be written
+        raise OSError(f"no checkpoint could be written to {path}: {error}") from error
+    _report.write_text(path.with_suffix(DIGEST), _digest(path))
     for other in path.parent.iterdir():
         if other.is_file() and other != path.with_suffix(DIGEST):
             other.unlink()
@@ -134,7 +148,7 @@ def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
     if not folder.is_dir():
         _refuse(parser, f"a folder of checkpoints, got the file {folder}")
     names = [path.name for path in folder.iterdir() if UNFINISHED not in path.name]
-    names = [name for name in names if not name.endswith(".tmp")]
+    names = [name for name in names if not name.endswith(_report.UNFINISHED)]
     if not all(name.removesuffix(DIGEST).isdecimal() for name in names):
         _refuse(parser, f"folders named by numbers of steps, got {folder} with {sorted(names)}")
     steps = [int(name.removesuffix(DIGEST)) for name in names if name.endswith(DIGEST)]
@@ -155,13 +169,6 @@ def _digest(folder: Path) -> str:
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _refuse(parser: argparse.ArgumentParser, expected: str) -> NoReturn:

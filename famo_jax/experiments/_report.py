@@ -20,6 +20,8 @@ import famo_jax
 
 Array = npt.NDArray[Any]
 
+UNFINISHED = ".tmp"  # at the end of the name of what is being written
+
 
 def standard_error(values: Array) -> float:
     """Of the mean of ``[n]`` values; NaN for a single one."""
@@ -64,7 +66,14 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON: arrays as lists, and null for what is not finite."""
-    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes all of it or nothing: what was there stays until all is written."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _plain(content: Any) -> Any:

@@ -972,7 +972,8 @@ def parse(problem: Problem, arguments: Sequence[str] | None) -> argparse.Namespa
             "argument --steps: expected steps x seeds x batch size of at most "
             f"{MAX_ROWS:,}, which are held in memory, got {rows:,}"
         )
-    _arguments.output_folder(options_parser, "--out", options.out)
+    files = f"{problem.name}.png", f"{problem.name}.json"
+    _arguments.output_folder(options_parser, "--out", options.out, *files)
     options.methods = [name for name in METHODS if name in {"stl", *options.methods}]
     return options
 
@@ -980,6 +981,7 @@ def parse(problem: Problem, arguments: Sequence[str] | None) -> argparse.Namespa
 Draw = Callable[[Mapping[str, Result], Mapping[str, Mapping[str, Any]], Path], None]
 
 
+@_arguments.command
 def main(problem: Problem, draw: Draw, arguments: Sequence[str] | None) -> None:
     """Runs the study, prints its table, and writes ``NAME.png`` and ``NAME.json``."""
     options = parse(problem, arguments)
@@ -1006,15 +1008,21 @@ def main(problem: Problem, draw: Draw, arguments: Sequence[str] | None) -> None:
         progress.update(timing, status="done", completed=1)
         summary = summarize(problem.tasks, results, step_seconds, rates, gammas)
 
-    figure_path = options.out / f"{problem.name}.png"
-    json_path = options.out / f"{problem.name}.json"
-    draw(results, summary, figure_path)
-    seconds = time.perf_counter() - start
     untrained = {
         name: step_seconds[name][1] / step_seconds["ls"][1]
         for name in problem.timed
         if name not in summary
     }
+    console.print(table(problem.tasks, summary))
+    for line in notes(problem.tasks, summary, rates, gammas):
+        console.print(line, highlight=False)
+    if untrained:
+        steps = ", ".join(f"{name} {ratio:.1f}" for name, ratio in untrained.items())
+        console.print(f"A step over that of ls, not trained: {steps}.", highlight=False)
+    figure_path = options.out / f"{problem.name}.png"
+    json_path = options.out / f"{problem.name}.json"
+    draw(results, summary, figure_path)
+    seconds = time.perf_counter() - start
     _report.write_json(
         json_path,
         {
@@ -1034,10 +1042,4 @@ def main(problem: Problem, draw: Draw, arguments: Sequence[str] | None) -> None:
             "seconds": seconds,
         },
     )
-    console.print(table(problem.tasks, summary))
-    for line in notes(problem.tasks, summary, rates, gammas):
-        console.print(line, highlight=False)
-    if untrained:
-        steps = ", ".join(f"{name} {ratio:.1f}" for name, ratio in untrained.items())
-        console.print(f"A step over that of ls, not trained: {steps}.", highlight=False)
     console.print(f"{figure_path} and {json_path}, {seconds:.0f} s", highlight=False)

@@ -823,12 +823,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         _arguments.check_distinct(parser, f"--{name}", getattr(options, name))
     if options.rounds < 2:
         parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
-    _arguments.output_folder(parser, "--out", options.out)
+    _arguments.output_folder(parser, "--out", options.out, "cost.png", "cost.json")
     options.tasks = sorted(options.tasks)
     options.methods = [name for name in METHODS if name in options.methods]
     return options
 
 
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints the tables, and writes ``cost.png`` and ``cost.json``."""
     options = parse(arguments)

@@ -896,10 +896,12 @@ def draw_batches(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
         for (row, column), panel in np.ndenumerate(axes):
             panel.axhline(0, color="black", linewidth=0.8)
             panel.set_title(f"{list(MODES)[column]}, {normalizers[row] or 'c = 1'}")
+            panel.set_yscale("symlog", linthresh=10)  # where runs fail intervals are wide
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             if row == len(normalizers) - 1:
                 panel.set_xlabel("gamma")
             if not column:
-                panel.set_ylabel("test Δm minus frozen's")
+                panel.set_ylabel("test Δm minus frozen's (%)\n(logarithmic beyond 10)")
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(sizes)
         )
@@ -1064,10 +1066,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "argument --steps: expected steps x seeds x batch sizes of at most "
             f"{MAX_PICTURES:,}, which are held in memory, got {pictures:,}"
         )
-    _arguments.output_folder(parser, "--out", options.out)
+    _arguments.output_folder(parser, "--out", options.out, *FILES)
     return options
 
 
+FILES = "gamma.png", "gamma_batches.png", "gamma_scaling.png", "gamma.json"
+
+
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, and writes three figures and ``gamma.json``."""
     options = parse(arguments)
@@ -1076,8 +1082,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = SpinnerColumn(), TextColumn("{task.description:45}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         results = run_study(options, progress)
-    names = ("gamma.png", "gamma_batches.png", "gamma_scaling.png", "gamma.json")
-    paths = [options.out / name for name in names]
+    for table in (
+        tuned_table(results.digits),
+        untuned_table(results.digits),
+        rest_table(results.rest),
+        waves_table(results.waves),
+    ):
+        console.print(table)
+        console.print()
+    console.print(
+        f"Means over {options.seeds} seeds ({options.wave_seeds} of the regressions) ± standard "
+        "error. Δm in %, lower is better. Differences are paired by seed. Below a form's name: its "
+        "gamma, and the logits' rate.",
+        highlight=False,
+    )
+    paths = [options.out / name for name in FILES]
     draw_grid(results.digits, paths[0])
     draw_batches(results.digits, paths[1])
     draw_scaling(results, paths[2])
@@ -1103,21 +1122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": seconds,
         },
     )
-    for table in (
-        tuned_table(results.digits),
-        untuned_table(results.digits),
-        rest_table(results.rest),
-        waves_table(results.waves),
-    ):
-        console.print(table)
-        console.print()
-    console.print(
-        f"Means over {options.seeds} seeds ({options.wave_seeds} of the regressions) ± standard "
-        "error. Δm in %, lower is better. Differences are paired by seed. Below a form's name: its "
-        "gamma, and the logits' rate.",
-        highlight=False,
-    )
-    console.print(f"{options.out}: {', '.join(names)}, {seconds:.0f} s", highlight=False)
+    console.print(f"{options.out}: {', '.join(FILES)}, {seconds:.0f} s", highlight=False)
 
 
 if __name__ == "__main__":

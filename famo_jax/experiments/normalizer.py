@@ -675,11 +675,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             setattr(options, name, default)
     for option in ("nearness", "optimizers"):
         _arguments.check_distinct(parser, f"--{option}", getattr(options, option))
-    _arguments.output_folder(parser, "--out", options.out)
+    _arguments.output_folder(parser, "--out", options.out, "normalizer.png", "normalizer.json")
     options.nearness = sorted(options.nearness)
     return options
 
 
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, writes ``normalizer.png`` and ``normalizer.json``."""
     options = parse(arguments)
@@ -691,6 +692,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.optimizers, options.nearness, options.seeds, options.steps, progress
         )
     summary = summarize(results)
+    for kind, quantity, title in TABLES:
+        console.print(table(summary, kind, quantity, title))
+    for line in notes(summary, options.nearness[-1], options.seeds):
+        console.print(line, highlight=False)
     figure_path, json_path = options.out / "normalizer.png", options.out / "normalizer.json"
     draw(results, summary, options.nearness, figure_path)
     seconds = time.perf_counter() - start
@@ -707,10 +712,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": seconds,
         },
     )
-    for kind, quantity, title in TABLES:
-        console.print(table(summary, kind, quantity, title))
-    for line in notes(summary, options.nearness[-1], options.seeds):
-        console.print(line, highlight=False)
     console.print(f"{figure_path} and {json_path}, {seconds:.0f} s", highlight=False)
 
 

@@ -641,7 +641,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "argument --steps: expected 2 x steps x seeds x batch size of at most "
             f"{_study.MAX_ROWS:,}, which are held in memory, got {rows:,}"
         )
-    _arguments.output_folder(parser, "--out", options.out)
+    _arguments.output_folder(parser, "--out", options.out, "passes.png", "passes.json")
     options.batch_size = sorted(options.batch_size)
     return options
 
@@ -649,6 +649,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 TIMED = {"si": "si", "frozen": "frozen", "one-pass": "famo-one-pass", "two-pass": "famo"}
 
 
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, and writes ``passes.png`` and ``passes.json``."""
     options = parse(arguments)
@@ -685,6 +686,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     )
                     results[label][size] = own
                     summary[label][size] = summarize(problem.tasks, own)
+    console.print(table(summary))
+    for line in notes(summary):
+        console.print(line, highlight=False, markup=False)
+    for name, relative in steps.items():
+        told = ", ".join(f"{variant} {ratio:.2f}" for variant, ratio in relative.items())
+        console.print(f"{name}: a step over that of si: {told}", highlight=False)
     figure_path, json_path = options.out / "passes.png", options.out / "passes.json"
     draw(results, summary, figure_path)
     elapsed = time.perf_counter() - start
@@ -698,12 +705,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": elapsed,
         },
     )
-    console.print(table(summary))
-    for line in notes(summary):
-        console.print(line, highlight=False, markup=False)
-    for name, relative in steps.items():
-        told = ", ".join(f"{variant} {ratio:.2f}" for variant, ratio in relative.items())
-        console.print(f"{name}: a step over that of si: {told}", highlight=False)
     console.print(f"{figure_path} and {json_path}, {elapsed:.0f} s", highlight=False)
 
 

@@ -876,12 +876,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         options_parser.error(
             f"argument --steps: expected a multiple of {RECORDS}, got {options.steps}"
         )
-    _arguments.output_folder(options_parser, "--out", options.out)
+    _arguments.output_folder(options_parser, "--out", options.out, "pinn.png", "pinn.json")
     options.problems = [name for name in PROBLEMS if name in options.problems]
     options.methods = [name for name in METHODS if name in options.methods]
     return options
 
 
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its tables, and writes ``pinn.png`` and ``pinn.json``."""
     options = parse(arguments)
@@ -894,6 +895,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         problem: summarize(PROBLEMS[problem], results[problem], times[problem])
         for problem in results
     }
+    for problem, summary in summaries.items():
+        console.print(table(PROBLEMS[problem], summary))
+        for line in notes(summary, options):
+            console.print(line, highlight=False)
+        console.print()
+    console.print(
+        f"Error: relative L2, geometric mean over {options.seeds} seeds, and the factor by which "
+        "its 95% interval extends either way; "
+        f"settings chosen on {options.tuning_seeds} others. Losses at the end: medians.",
+        highlight=False,
+    )
     figure_path, json_path = options.out / "pinn.png", options.out / "pinn.json"
     draw(summaries, options.steps, figure_path)
     seconds = time.perf_counter() - start
@@ -921,17 +933,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             "seconds": seconds,
         },
-    )
-    for problem, summary in summaries.items():
-        console.print(table(PROBLEMS[problem], summary))
-        for line in notes(summary, options):
-            console.print(line, highlight=False)
-        console.print()
-    console.print(
-        f"Error: relative L2, geometric mean over {options.seeds} seeds, and the factor by which "
-        "its 95% interval extends either way; "
-        f"settings chosen on {options.tuning_seeds} others. Losses at the end: medians.",
-        highlight=False,
     )
     console.print(f"{figure_path} and {json_path}, {seconds:.0f} s", highlight=False)
 

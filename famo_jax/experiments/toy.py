@@ -723,7 +723,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 f"argument --reference: expected trajectories of the official code, got "
                 f"{options.reference} ({error})"
             )
-    _arguments.output_folder(options_parser, "--out", options.out)
+    _arguments.output_folder(options_parser, "--out", options.out, "toy.png", "toy.json")
     return options
 
 
@@ -743,6 +743,7 @@ def _starts(options_parser: argparse.ArgumentParser, words: Sequence[str]) -> Ar
     return values.reshape(-1, 2)
 
 
+@_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the study, prints its table, and writes ``toy.png`` and ``toy.json``."""
     options = parse(arguments)
@@ -763,6 +764,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = distance_to(front[::100], searched)
         progress.update(row, completed=1)
     summary = summarize(results, options.trajectories, options.steps, front)
+
+    console.print(table(summary, options.points))
+    if options.trajectories:
+        console.print(*agreement(summary, options.points), sep="\n")
 
     figure_path, json_path = options.out / "toy.png", options.out / "toy.json"
     draw(results, options.trajectories, options.points, options.steps, sign, figure_path)
@@ -795,9 +800,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": seconds,
         },
     )
-    console.print(table(summary, options.points))
-    if options.trajectories:
-        console.print(*agreement(summary, options.points), sep="\n")
     console.print(
         "Distances: in loss space, where the front spans 1 by 1. Times: all starts at once.",
         *(["Nudged: our own, started 1e-6 beside in x1."] if options.trajectories else []),
