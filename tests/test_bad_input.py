@@ -1,9 +1,4 @@
-"""What is wrong is said: the argument, what was expected, what came. Also on the command line."""
-
-import importlib
-import pkgutil
-import subprocess
-import sys
+"""What is wrong is said: the argument, what was expected, what came."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +14,6 @@ from famo_jax import (
     check_losses,
     delta_m,
     dwa,
-    experiments,
     famo,
     graddrop,
     imtl_g,
@@ -42,7 +36,6 @@ from famo_jax import (
     uw,
     weighted_loss,
 )
-from famo_jax.experiments import _arguments, digits
 
 STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
 TX = optax.chain(optax.sgd(0.1), famo(2))
@@ -630,97 +623,3 @@ def test_what_is_not_seen_under_jit_is_refused_outside_of_it():
             step(learning_rate=bad)
     with pytest.raises(ValueError, match="`baseline`: expected metrics above 0"):
         delta_m([1.0], [-1.0], False)
-
-
-# --- The command line -----------------------------------------------------------------------------
-
-PROGRAMS = [
-    module.name
-    for module in pkgutil.iter_modules(experiments.__path__)
-    if not module.name.startswith("_")
-]
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--out", "{file}"], "argument --out: expected a folder to write to, got "),
-        (["--out", "{file}/below"], "argument --out: expected a folder to write to, got "),
-        (["--out", "/proc/none"], "argument --out: expected a folder to write to, got /proc/none"),
-        (["--out"], "argument --out: expected one argument"),
-        (["--colour"], "unrecognized arguments: --colour"),
-        (["--quick", "x"], "unrecognized arguments: "),
-        (["--quick=x"], "--quick"),
-    ],
-    ids=lambda each: each if isinstance(each, str) else " ".join(each),
-)
-def test_a_bad_option_ends_in_words_and_status_2(name, arguments, words, tmp_path, capsys):
-    """Of any experiment. Its own options are in its own tests."""
-    file = tmp_path / "file"
-    file.touch()
-    main = importlib.import_module(f"famo_jax.experiments.{name}").main
-    arguments = [argument.format(file=file) for argument in arguments]
-    if "--out" not in arguments:
-        arguments += ["--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith(f"usage: python -m famo_jax.experiments.{name}")
-    assert "Traceback" not in printed.err
-    assert not printed.out
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("ending", ["png", "json"])
-def test_a_folder_in_the_place_of_a_result_is_refused_before_the_work(
-    name, ending, tmp_path, capsys
-):
-    (tmp_path / f"{name}.{ending}").mkdir()
-    main = importlib.import_module(f"famo_jax.experiments.{name}").main
-    with pytest.raises(SystemExit) as stop:
-        main(["--quick", "--out", str(tmp_path)])
-    assert stop.value.code == 2
-    words = f"argument --out: expected {tmp_path}/{name}.{ending} to be a file, got a folder"
-    assert words in capsys.readouterr().err
-
-
-@pytest.fixture
-def small_disk():
-    """No file can grow beyond 8 kB."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, small_disk):
-    sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
-    with pytest.raises(SystemExit, match=r"^error: \[Errno \d+\] File too large$"):
-        digits.main([*sizes.split(), "--out", str(tmp_path)])
-    assert "Means over 2 seeds" in capsys.readouterr().out
-
-
-def test_too_little_memory_ends_in_words():
-    @_arguments.command
-    def main(message):
-        raise jax.errors.JaxRuntimeError(message)
-
-    with pytest.raises(SystemExit, match=r"^error: too little memory .*RESOURCE_EXHAUSTED: Out of"):
-        main("RESOURCE_EXHAUSTED: Out of memory")
-    with pytest.raises(jax.errors.JaxRuntimeError):
-        main("INTERNAL: a fault of ours keeps its traceback")
-
-
-def test_as_the_shell_sees_it():
-    command = [sys.executable, "-m", "famo_jax.experiments.digits", "--steps", "none"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1].endswith(
-        "error: argument --steps: expected a positive integer, got 'none'"
-    )
-    assert "Traceback" not in ran.stderr
-    assert not ran.stdout

@@ -94,18 +94,23 @@ class Method(NamedTuple):
     """How K losses become one update.
 
     Besides the learning rate of the model a method is trained for each of its ``variants``: the
-    values of gamma, or the K tasks of which single-task learning takes one at a time.
+    values of gamma or of a weight, or the K tasks of which single-task learning takes one at a
+    time.
     """
 
     description: str
     colour: str
     # (K, variant) -> what follows Adam in the chain, and by its state weighs the losses.
     weighting: Callable[[int, jax.Array], optax.GradientTransformationExtraArgs]
-    variants: Literal["none", "gamma", "task"] = "none"
+    variants: Literal["none", "gamma", "weight", "task"] = "none"
     normalizer: Literal["harmonic"] | None = "harmonic"
     two_pass: bool = False
     control: str | None = None  # the same method with its logits frozen
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
+
+    @property
+    def has_logits(self) -> bool:
+        return self.weighting in (_famo, _smoothed, _frozen, _amortized_mgda)
 
 
 OTHER = "#bbbbbb"  # the colour of the methods that are beside the point
@@ -113,6 +118,11 @@ OTHER = "#bbbbbb"  # the colour of the methods that are beside the point
 
 def _famo(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
     return famo_jax.famo(num_tasks, weight_decay=gamma)
+
+
+def _smoothed(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
+    optimizer = optax.chain(optax.ema(0.9), optax.adam(0.025))
+    return famo_jax.famo(num_tasks, weight_decay=gamma, optimizer=optimizer)
 
 
 def _frozen(num_tasks: int, _: jax.Array) -> optax.GradientTransformationExtraArgs:
@@ -148,6 +158,12 @@ METHODS: dict[str, Method] = {
     "famo-one-pass": Method("FAMO, one-pass", "#009e73", _famo, "gamma", control="frozen"),
     "famo-one-pass-no-c": Method(
         "FAMO, one-pass, without c", "#cc79a7", _famo, "gamma", normalizer=None, control="si"
+    ),
+    "famo-ema": Method(
+        "FAMO, one-pass, behind optax.ema(0.9)", "#8c510a", _smoothed, "gamma", control="frozen"
+    ),
+    "famo-ema-no-c": Method(
+        "the same without c", "#bf812d", _smoothed, "gamma", normalizer=None, control="si"
     ),
     "rlw": Method("random weights", OTHER, lambda k, _: famo_jax.rlw(k, key=0)),
     "dwa": Method("weights by rates of change", OTHER, lambda k, _: famo_jax.dwa(k, window=25)),
@@ -193,8 +209,7 @@ def training_step(
         )
         extra = {"losses_fn": losses_fn} if method.two_pass else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
-        has_logits = method.weighting in (_famo, _frozen, _amortized_mgda)
-        task_weights = famo_jax.task_weights(opt_state) if has_logits else None
+        task_weights = famo_jax.task_weights(opt_state) if method.has_logits else None
         return (optax.apply_updates(params, updates), opt_state), Trace(losses, task_weights)
 
     return init, step
@@ -521,7 +536,7 @@ def run_study(
 
 
 def measure_steps(
-    problem: Problem, names: Sequence[str], data: Data, steps: int = 20
+    problem: Problem, names: Sequence[str], data: Data, steps: int = 20, rounds: int = 25
 ) -> dict[str, list[float]]:
     """The time of a training step of one network, in seconds: [first quartile, median, third]."""
     batches = jax.tree.map(lambda leaf: leaf[:steps, :1], data.train)
@@ -529,7 +544,7 @@ def measure_steps(
         compiled = pool.map(lambda name: compile_steps(problem, METHODS[name], batches), names)
         calls = dict(zip(names, compiled, strict=True))
     counted = len(jax.tree.leaves(batches)[0])
-    seconds = _report.interleaved_seconds(calls)
+    seconds = _report.interleaved_seconds(calls, rounds)
     return {
         name: [value / counted for value in _report.quartiles(times)]
         for name, times in seconds.items()
@@ -1004,7 +1019,7 @@ def main(problem: Problem, draw: Draw, arguments: Sequence[str] | None) -> None:
         results = run_study(problem, options.methods, rates, gammas, data, progress, folder, saved)
         timing = phase("time of a step", status="measuring")
         timed = list(dict.fromkeys(["ls", *options.methods, *problem.timed]))
-        step_seconds = measure_steps(problem, timed, data)
+        step_seconds = measure_steps(problem, timed, data, rounds=5 if options.quick else 25)
         progress.update(timing, status="done", completed=1)
         summary = summarize(problem.tasks, results, step_seconds, rates, gammas)
 

@@ -255,6 +255,7 @@ FULL = {
     "methods": [
         *("stl", "ls", "si", "frozen"),
         *("famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
+        *("famo-ema", "famo-ema-no-c"),
     ],
     "learning_rate": [1e-3, 3e-3, 1e-2],
     "gamma": [0.0, 1e-3, 1e-2, 1e-1],

@@ -18,7 +18,7 @@ import importlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -336,8 +336,10 @@ def signal_to_noise(run: Run) -> dict[str, Array]:
       ``[WINDOWS]`` for each of the three measures; NaN where a seed diverged.
     """
     changes = np.asarray(run.trace.changes, np.float64)[:, 1:]  # [seeds, steps, 3, K]
-    contrasts = changes - changes.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        contrasts = changes - changes.mean(axis=-1, keepdims=True)
 
+    @np.errstate(invalid="ignore")
     def ratio(window: Array, measure: int) -> float:
         signal = window[:, :, MEASURES.index("oracle")].mean(axis=(0, 1))
         noise = window[:, :, measure].std(axis=(0, 1))
@@ -358,6 +360,7 @@ PAIRS = (
     ("one-pass", "frozen"),
     ("one-pass", "two-pass"),
     ("one-pass-ema", "one-pass"),
+    ("one-pass-ema", "two-pass"),
     ("oracle", "two-pass"),
 )
 
@@ -421,67 +424,89 @@ def summarize(tasks: Sequence[Task], results: Mapping[str, Result]) -> dict[str,
     }
 
 
-def table(summary: Mapping[str, Mapping[int, Any]]) -> Table:
-    """Delta m of each variant, a row for each problem and batch size."""
+Summary = Mapping[str, Mapping[int, Any]]  # by problem and batch size
+
+
+def _table(
+    title: str, columns: Sequence[str], summary: Summary, cells: Callable[..., Any]
+) -> Table:
+    """A row for each problem and batch size."""
     rows = Table(
-        title="Δm against si (%), lower is better: mean, 95% interval;\n"
-        "below it gamma, and the widest range of the logits",
+        title=title,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,
+        title_justify="left",
     )
-    rows.add_column("problem\nbatch", no_wrap=True)
-    for name in VARIANTS:
-        if name != "si":
-            rows.add_column(name, justify="right", no_wrap=True)
+    rows.add_column("problem, batch", no_wrap=True)
+    for column in columns:
+        rows.add_column(column, justify="right", no_wrap=True)
     for problem, sizes in summary.items():
         for size, figures in sizes.items():
-            cells = []
-            for name, own in figures["variants"].items():
-                if name != "si":
-                    low, high = own["delta_m_interval"]
-                    cell = f"{own['delta_m']:z.1f}±{(high - low) / 2:.1f}"
-                    if name in LEARNING:
-                        drift = next(
-                            each["most_logits_range"]
-                            for each in own["by_gamma"]
-                            if each["gamma"] == own["gamma"]
-                        )
-                        cell += f"\n{own['gamma']:g}; {drift:.2f}"
-                    cells.append(cell)
-            rows.add_row(f"{problem}\n{size}", *cells)
+            rows.add_row(f"{problem} {size}", *cells(figures))
     return rows
 
 
-def notes(summary: Mapping[str, Mapping[int, Any]]) -> list[str]:
-    """The leads, each with what was measured."""
-    lines = []
-    for problem, sizes in summary.items():
-        for size, figures in sizes.items():
-            lines.append(f"[{problem}, batch {size}]")
-            for pair, own in figures["pairs"].items():
-                low, high = own["interval"]
-                verdict = "yes" if high < 0 else "no, worse" if low > 0 else "undecided"
-                lines.append(
-                    f"  {pair}: Δm {own['mean']:+.1f} ({low:+.1f} to {high:+.1f}), "
-                    f"better: {verdict}"
-                )
-            for name in MEASURES:
-                own = figures["sums_of_frozen"][name]
-                intervals = own["beyond_held_out_interval"]
-                above = sum(low > 0 for low, _ in intervals)
-                below = sum(high < 0 for _, high in intervals)
-                lines.append(
-                    f"  sum by {name}: {np.mean(own['mean']):.2f}, held-out "
-                    f"{np.mean(figures['sums_of_frozen']['held-out']['mean']):.2f} (means over "
-                    f"tasks); above it on {above}, below on {below} of {len(intervals)} tasks"
-                )
-            ratios = ", ".join(
-                f"{name} {values[0]:.2g} to {values[-1]:.2g}"
-                for name, values in figures["signal_to_noise_of_frozen"].items()
+def _plus_minus(values: tuple[float, tuple[float, float]], sign: str) -> str:
+    mean, (low, high) = values
+    return f"{mean:{sign}.1f}±{(high - low) / 2:.1f}"
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Delta m of each variant, what the leads come to, and what the measures measure."""
+
+    def scores(figures: Mapping[str, Any]) -> Iterator[str]:
+        for name, own in figures["variants"].items():
+            if name != "si":
+                cell = _plus_minus((own["delta_m"], own["delta_m_interval"]), "z")
+                if name in LEARNING:
+                    drift = next(
+                        each["most_logits_range"]
+                        for each in own["by_gamma"]
+                        if each["gamma"] == own["gamma"]
+                    )
+                    cell += f"\n{own['gamma']:g}; {drift:.2f}"
+                yield cell
+
+    def leads(figures: Mapping[str, Any]) -> Iterator[str]:
+        for own in figures["pairs"].values():
+            yield _plus_minus((own["mean"], own["interval"]), "z+")
+
+    def measures(figures: Mapping[str, Any]) -> Iterator[str]:
+        sums = figures["sums_of_frozen"]
+        yield f"{np.mean(sums['held-out']['mean']):.2f}"
+        for name in MEASURES:
+            intervals = sums[name]["beyond_held_out_interval"]
+            above = sum(low > 0 for low, _ in intervals)
+            ratios = figures["signal_to_noise_of_frozen"][name]
+            yield (
+                f"{np.mean(sums[name]['mean']):.2f}; {above}/{len(intervals)}"
+                f"\n{ratios[0]:.2g}; {ratios[-1]:.2g}"
             )
-            lines.append(f"  signal to noise of a step, first and last tenth: {ratios}")
-    return lines
+
+    return [
+        _table(
+            "Δm against si (%), lower is better: mean, 95% interval;\n"
+            "below it gamma, and the widest range of the logits",
+            [name for name in VARIANTS if name != "si"],
+            summary,
+            scores,
+        ),
+        _table(
+            "Differences of Δm, paired by seed: mean, 95% interval",
+            [f"{name}\n- {other}".replace("one-pass-ema", "ema") for name, other in PAIRS],
+            summary,
+            leads,
+        ),
+        _table(
+            "Decrease of the log losses in a run of frozen: on held-out data, and as the sum of\n"
+            "each measure (mean over tasks; on how many tasks above the first with 95%);\n"
+            "below it the signal to noise of a step, in the first tenth and in the last",
+            ["held-out", *MEASURES],
+            summary,
+            measures,
+        ),
+    ]
 
 
 # --- The figure -----------------------------------------------------------------------------------
@@ -489,7 +514,7 @@ def notes(summary: Mapping[str, Mapping[int, Any]]) -> list[str]:
 LINES: tuple[Literal[":", "--", "-"], ...] = (":", "--", "-")  # of the batch sizes
 
 
-def draw(results: Results, summary: Mapping[str, Mapping[int, Any]], path: Path) -> None:
+def draw(results: Results, summary: Summary, path: Path) -> None:
     """A column for each problem."""
     with _study.style():
         figure = Figure(figsize=(8.5, 9.5), dpi=200, layout="constrained")
@@ -573,13 +598,13 @@ def _draw_ratios(axes: Axes, sizes: Mapping[int, Any]) -> None:
 
 # --- The command ----------------------------------------------------------------------------------
 
-NORMALIZERS = ("harmonic", "None")
+NORMALIZERS = {"harmonic": "passes.png", "None": "passes_no_c.png"}
 FULL = {
     "steps": 800,
     "seeds": 10,
     "batch_size": [8, 32, 128],
     "problems": [*PROBLEMS],
-    "normalizer": ["harmonic"],
+    "normalizer": [*NORMALIZERS],
     "learning_rate": [1e-3, 3e-3, 1e-2],
     "gamma": [0.0, 1e-4, 1e-3, 1e-2, 1e-1],
 }
@@ -619,7 +644,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("seeds", _arguments.positive_int, "seeds of every setting", several=False)
     add("batch_size", _arguments.positive_int, "batch sizes")
     add("problems", _arguments.one_of(PROBLEMS), f"any of {', '.join(PROBLEMS)}")
-    add("normalizer", _arguments.one_of(NORMALIZERS), f"c, any of {', '.join(NORMALIZERS)}")
+    add("normalizer", _arguments.one_of(list(NORMALIZERS)), f"c, any of {', '.join(NORMALIZERS)}")
     add("learning_rate", _arguments.positive_float, "of the model's Adam, to choose from")
     add("gamma", _arguments.non_negative_float, "decay of the logits, to choose from")
     parser.add_argument(
@@ -641,7 +666,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "argument --steps: expected 2 x steps x seeds x batch size of at most "
             f"{_study.MAX_ROWS:,}, which are held in memory, got {rows:,}"
         )
-    _arguments.output_folder(parser, "--out", options.out, "passes.png", "passes.json")
+    files = *(NORMALIZERS[name] for name in options.normalizer), "passes.json"
+    _arguments.output_folder(parser, "--out", options.out, *files)
     options.batch_size = sorted(options.batch_size)
     return options
 
@@ -651,21 +677,17 @@ TIMED = {"si": "si", "frozen": "frozen", "one-pass": "famo-one-pass", "two-pass"
 
 @_arguments.command
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the study, prints its table, and writes ``passes.png`` and ``passes.json``."""
+    """Runs the study, prints its tables, and writes a figure for each c and ``passes.json``."""
     options = parse(arguments)
     start = time.perf_counter()
     console = Console()
     rates, gammas = options.learning_rate, options.gamma
-    labels = {
-        (problem, normalizer): problem if normalizer == "harmonic" else f"{problem} c=1"
-        for problem in options.problems
-        for normalizer in options.normalizer
-    }
-    results: dict[str, dict[int, dict[str, Result]]] = {label: {} for label in labels.values()}
-    summary: dict[str, dict[int, Any]] = {label: {} for label in labels.values()}
+    # By normalizer, problem and batch size.
+    results: Any = {each: {name: {} for name in options.problems} for each in options.normalizer}
+    summary: Any = {each: {name: {} for name in options.problems} for each in options.normalizer}
     steps: dict[str, dict[str, float]] = {}
     runs_each = len(CONTROLS) * len(rates) + len(LEARNING) * len(gammas)
-    total = runs_each * len(labels) * len(options.batch_size)
+    total = runs_each * len(options.normalizer) * len(options.problems) * len(options.batch_size)
     with Progress(console=console) as progress:
         bar = progress.add_task("", total=total)
         for name in options.problems:
@@ -679,33 +701,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     steps[name] = {
                         own: times[other][1] / times["si"][1] for own, other in TIMED.items()
                     }
-                for normalizer in options.normalizer:
-                    label = labels[name, normalizer]
+                for each in options.normalizer:
                     own = run_study(
-                        problem, normalizer, rates, gammas, call, lambda: progress.advance(bar)
+                        problem, each, rates, gammas, call, lambda: progress.advance(bar)
                     )
-                    results[label][size] = own
-                    summary[label][size] = summarize(problem.tasks, own)
-    console.print(table(summary))
-    for line in notes(summary):
-        console.print(line, highlight=False, markup=False)
+                    results[each][name][size] = own
+                    summary[each][name][size] = summarize(problem.tasks, own)
+    for each in options.normalizer:
+        console.print(f"\nnormalizer={each}", highlight=False)
+        for rows in tables(summary[each]):
+            console.print(rows, highlight=False)
     for name, relative in steps.items():
         told = ", ".join(f"{variant} {ratio:.2f}" for variant, ratio in relative.items())
         console.print(f"{name}: a step over that of si: {told}", highlight=False)
-    figure_path, json_path = options.out / "passes.png", options.out / "passes.json"
-    draw(results, summary, figure_path)
+    for each in options.normalizer:
+        draw(results[each], summary[each], options.out / NORMALIZERS[each])
     elapsed = time.perf_counter() - start
     _report.write_json(
-        json_path,
+        options.out / "passes.json",
         {
             "settings": {**vars(options), "out": str(options.out)},
             "environment": _report.environment(),
+            "axes": "results: by normalizer, problem and batch size",
             "results": summary,
             "step_relative_to_si_at_the_last_batch_size": steps,
             "seconds": elapsed,
         },
     )
-    console.print(f"{figure_path} and {json_path}, {elapsed:.0f} s", highlight=False)
+    files = ", ".join([*(NORMALIZERS[each] for each in options.normalizer), "passes.json"])
+    console.print(f"{options.out}: {files}, {elapsed:.0f} s", highlight=False)
 
 
 if __name__ == "__main__":

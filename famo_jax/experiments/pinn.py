@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -52,6 +52,7 @@ from rich.table import Table
 
 import famo_jax
 from famo_jax.experiments import _arguments, _report, _study
+from famo_jax.experiments._study import OTHER, Method
 
 Array = npt.NDArray[Any]
 Field = Callable[[jax.Array], jax.Array]  # [N, 2] points -> [N] values
@@ -318,39 +319,9 @@ def balance(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class Method(NamedTuple):
-    """How K losses become one update."""
-
-    description: str
-    colour: str
-    # (K, setting) -> what follows Adam in the chain, or precedes it if it aggregates.
-    weighting: Callable[[int, jax.Array], optax.GradientTransformationExtraArgs]
-    tunes: Literal["gamma", "weight"] | None = None  # besides the learning rate
-    normalizer: Literal["harmonic"] | None = "harmonic"
-    two_pass: bool = False
-    control: str | None = None  # the same method with its logits frozen
-    aggregates: bool = False
-
-
 def _fixed(num_tasks: int, weight: jax.Array) -> optax.GradientTransformationExtraArgs:
     return famo_jax.ls(jnp.full(num_tasks, weight).at[0].set(1))
 
-
-def _famo(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.famo(num_tasks, weight_decay=gamma)
-
-
-def _frozen(num_tasks: int, _: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.famo(num_tasks, learning_rate=0.0)
-
-
-def _aggregation(
-    description: str, make: Callable[[], optax.GradientTransformationExtraArgs]
-) -> Method:
-    return Method(description, OTHER, lambda *_: make(), aggregates=True)
-
-
-OTHER = "#bbbbbb"  # the colour of the methods that are beside the point
 
 METHODS: dict[str, Method] = {
     "ls": Method("the sum of the losses", "#999999", lambda k, _: famo_jax.ls(jnp.ones(k))),
@@ -367,29 +338,13 @@ METHODS: dict[str, Method] = {
         lambda k, _: balance(k, equalize),
         aggregates=True,
     ),
-    "si": Method("mean of the log losses", "#56b4e9", lambda *_: famo_jax.si()),
-    "frozen": Method("FAMO, logits held at 0", "#0072b2", _frozen),
-    "famo": Method("FAMO, two-pass", "#d55e00", _famo, "gamma", two_pass=True, control="frozen"),
-    "famo-no-c": Method(
-        "FAMO, two-pass, without c",
-        "#e69f00",
-        _famo,
-        "gamma",
-        two_pass=True,
-        normalizer=None,
-        control="si",
-    ),
-    "famo-one-pass": Method("FAMO, one-pass", "#009e73", _famo, "gamma", control="frozen"),
-    "famo-one-pass-no-c": Method(
-        "FAMO, one-pass, without c", "#cc79a7", _famo, "gamma", normalizer=None, control="si"
-    ),
-    "uw": Method("learned uncertainties", OTHER, lambda k, _: famo_jax.uw(k)),
-    "dwa": Method("weights by rates of change", OTHER, lambda k, _: famo_jax.dwa(k, window=25)),
-    "mgda": _aggregation("the least convex combination", lambda: famo_jax.mgda()),
-    "pcgrad": _aggregation("conflicts projected away", lambda: famo_jax.pcgrad(key=0)),
-    "cagrad": _aggregation("conflict-averse around the mean", lambda: famo_jax.cagrad()),
-    "imtl-g": _aggregation("equal projections", lambda: famo_jax.imtl_g()),
-    "nash-mtl": _aggregation("the Nash bargaining solution", lambda: famo_jax.nash_mtl()),
+    **{
+        name: _study.METHODS[name]
+        for name in (
+            *("si", "frozen", "famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
+            *("uw", "dwa", "mgda", "pcgrad", "cagrad", "imtl-g", "nash-mtl"),
+        )
+    },
 }
 
 RECORDS = 50  # of the losses and weights, over a training
@@ -438,8 +393,7 @@ def train(
 
     def record(carry: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array | None]]:
         params, opt_state = jax.lax.fori_loop(0, stride, lambda _, carry: step(carry), carry)
-        has_logits = method.weighting in (_famo, _frozen)
-        z = famo_jax.task_weights(opt_state) if has_logits else None
+        z = famo_jax.task_weights(opt_state) if method.has_logits else None
         return (params, opt_state), (losses_fn(params), z)
 
     (params, _), (losses, z) = jax.lax.scan(record, (params, tx.init(params)), length=RECORDS)
@@ -511,7 +465,7 @@ class Result(NamedTuple):
 
 def study_method(
     trainer: Trainer,
-    tunes: str | None,
+    method: Method,
     options: argparse.Namespace,
     advance: Callable[[], None],
 ) -> Result:
@@ -520,7 +474,7 @@ def study_method(
     The best has the least geometric mean of the errors; a setting at which one run diverges is
     never the best.
     """
-    settings = settings_of(tunes, options)
+    settings = settings_of(method, options)
     rates, stride = options.learning_rate, options.steps // RECORDS
     seeds = range(options.seeds, options.seeds + options.tuning_seeds)
     grid = [Lane(*lane) for lane in itertools.product(rates, settings, seeds)]
@@ -532,15 +486,15 @@ def study_method(
     lanes = [Lane(rates[rate], settings[setting], seed) for seed in range(options.seeds)]
     return Result(
         rates[rate],
-        settings[setting] if tunes else None,
+        None if method.variants == "none" else settings[setting],
         tuning,
         train_all(trainer, stride, lanes, advance),
     )
 
 
-def settings_of(tunes: str | None, options: argparse.Namespace) -> list[float]:
+def settings_of(method: Method, options: argparse.Namespace) -> list[float]:
     """The values that a method is tuned over, besides the learning rate."""
-    values: list[float] = getattr(options, tunes) if tunes else [0.0]
+    values: list[float] = [0.0] if method.variants == "none" else getattr(options, method.variants)
     return values
 
 
@@ -558,7 +512,7 @@ def run_study(
     pairs = list(itertools.product(options.problems, options.methods))
 
     def trainings(name: str) -> int:
-        settings = len(settings_of(METHODS[name].tunes, options))
+        settings = len(settings_of(METHODS[name], options))
         lanes: int = settings * len(options.learning_rate) * options.tuning_seeds + options.seeds
         return lanes
 
@@ -572,7 +526,7 @@ def run_study(
         progress.start_task(rows[pair])
         trainer = compile_training(PROBLEMS[problem], METHODS[name], params)
         advance = functools.partial(progress.advance, rows[pair])
-        return trainer, study_method(trainer, METHODS[name].tunes, options, advance)
+        return trainer, study_method(trainer, METHODS[name], options, advance)
 
     # The longest first, so that none is left alone at the end.
     order = sorted(pairs, key=lambda pair: -trainings(pair[1]))
@@ -629,7 +583,7 @@ def summarize(
             ),
             "logit_range_at_end": logit_range(result.run),
             "learning_rate": result.learning_rate,
-            "tunes": METHODS[name].tunes,
+            "variants": METHODS[name].variants,
             "setting": result.setting,
             "error_over_control": against(name, METHODS[name].control),
             "error_over_fixed": against(name, "fixed"),
@@ -689,7 +643,7 @@ def notes(summary: Mapping[str, Mapping[str, Any]], options: argparse.Namespace)
     for name, figures in summary.items():
         chosen = [("learning rate", figures["learning_rate"], options.learning_rate)]
         if figures["setting"]:
-            tunes = figures["tunes"]
+            tunes = figures["variants"]
             chosen.append((tunes, figures["setting"], getattr(options, tunes)))
         edges = [
             f"{hyperparameter} {value:g}"

@@ -260,8 +260,9 @@ FULL = {
     "methods": [
         *("stl", "ls", "si", "frozen", "rlw", "dwa", "uw"),
         *("famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
+        *("famo-ema", "famo-ema-no-c"),
     ],
-    "learning_rate": [3e-3, 1e-2, 3e-2],
+    "learning_rate": [3e-3, 1e-2, 3e-2, 1e-1],
     "gamma": [0.0, 1e-3, 1e-2, 1e-1],
 }
 PROBLEM = Problem(

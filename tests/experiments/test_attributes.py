@@ -169,23 +169,3 @@ def test_it_writes_every_figure(whole_run):
     picture = (folder / "attributes.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 1700
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
-        ("--methods ls adam", "--methods: expected any of stl, ls, si, frozen"),
-        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
-        ("--out {file}", "--out: expected a folder to write to, got"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(arguments, words, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as exit_info:
-        attributes.main(["--out", f"{tmp_path}", *arguments.format(file=file).split()])
-    assert exit_info.value.code == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith("usage: python -m famo_jax.experiments.attributes")

@@ -225,26 +225,6 @@ def test_where_it_stops_is_a_result(tiny, tmp_path, capsys):
     assert "GiB" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--tasks", "0"], "argument --tasks: expected a positive integer, got '0'"),
-        (["--tasks", "2", "2"], "argument --tasks: expected each value once, got 2 twice"),
-        (["--network", "x"], "argument --network: expected any of mlp, conv, got 'x'"),
-        (["--methods", "stl"], "argument --methods: expected any of ls, si"),
-        (["--rounds", "1"], "argument --rounds: expected at least 2, got 1"),
-        (["--max-gib", "0"], "argument --max-gib: expected a finite number above 0, got '0'"),
-        (["--max-seconds", "-1"], "argument --max-seconds: expected a finite number above 0"),
-        (["--out", __file__], "argument --out: expected a folder to write to"),
-    ],
-)
-def test_bad_options(arguments, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cost.main(arguments)
-    assert stop.value.code == 2
-    assert words in capsys.readouterr().err
-
-
 def test_without_torchjd(monkeypatch):
     monkeypatch.setattr(cost.importlib.util, "find_spec", lambda name: None)
     assert cost.why_no_peers() == "TorchJD takes no part: it is not installed (extra `peers`)."

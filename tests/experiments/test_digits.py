@@ -297,46 +297,6 @@ def test_a_run_that_diverges_is_reported_as_such(tmp_path):
     assert written["methods"]["ls"]["delta_m"] is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--steps 0", "--steps: expected a positive integer, got '0'"),
-        ("--steps -3", "--steps: expected a positive integer, got '-3'"),
-        ("--steps 1.5", "--steps: expected a positive integer, got '1.5'"),
-        ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
-        ("--seeds five", "--seeds: expected a positive integer, got 'five'"),
-        ("--batch-size 0", "--batch-size: expected a positive integer, got '0'"),
-        ("--steps 1000000000", "--steps: expected steps x seeds x batch size of at most"),
-        ("--methods famo adam", "--methods: expected any of stl, ls, si, frozen"),
-        ("--methods famo adam", "got 'adam'"),
-        ("--methods ls si ls", "--methods: expected each value once, got ls twice"),
-        ("--methods", "--methods: expected at least one argument"),
-        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
-        ("--learning-rate 0.1 -1", "--learning-rate: expected a finite number above 0, got '-1'"),
-        ("--learning-rate nan", "--learning-rate: expected a finite number above 0, got 'nan'"),
-        ("--learning-rate fast", "--learning-rate: expected a finite number above 0, got 'fast'"),
-        ("--learning-rate .1 1e-1", "--learning-rate: expected each value once, got 0.1 twice"),
-        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
-        ("--gamma inf", "--gamma: expected a finite number of at least 0, got 'inf'"),
-        ("--gamma 0 1 0", "--gamma: expected each value once, got 0.0 twice"),
-        ("--out {file}", "--out: expected a folder to write to, got"),
-        ("--out {file}/below", "--out: expected a folder to write to, got"),
-        ("--step 3", "unrecognized arguments: --step 3"),
-        ("everything", "unrecognized arguments: everything"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(arguments, words, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as exit_info:
-        digits.main(["--out", f"{tmp_path}", *arguments.format(file=file).split()])
-    assert exit_info.value.code == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith("usage: python -m famo_jax.experiments.digits")
-    assert not printed.out
-
-
 def test_help_lists_every_method(capsys):
     with pytest.raises(SystemExit) as exit_info:
         digits.main(["--help"])

@@ -230,23 +230,3 @@ def test_quick_run_is_complete(quick):
 def test_quick_run_draws(quick):
     for name in ("gamma.png", "gamma_batches.png", "gamma_scaling.png"):
         assert (quick / name).read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "0"], "expected a positive integer, got '0'"),
-        (["--gamma", "-1"], "expected a finite number of at least 0"),
-        (["--logits-rate", "0"], "expected a finite number above 0, got '0'"),
-        (["--tasks", "two"], "expected a positive integer, got 'two'"),
-        (["--gamma", "0.1", "0.10"], "expected each value once"),
-        (["--batch-size", "1000000"], "held in memory"),
-        (["--out", "/dev/null/here"], "expected a folder to write to"),
-        (["--nonsense"], "unrecognized arguments"),
-    ],
-)
-def test_bad_options_are_refused_in_one_line(arguments, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        gamma.main(arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err

@@ -210,25 +210,3 @@ def test_it_writes_every_figure(whole_run):
     picture = (folder / "normalizer.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 1700  # twice the width at which it is shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--steps 0", "--steps: expected a positive integer, got '0'"),
-        ("--seeds x", "--seeds: expected a positive integer, got 'x'"),
-        ("--nearness -1", "--nearness: expected a finite number of at least 0, got '-1'"),
-        ("--nearness 1 1", "--nearness: expected each value once, got 1.0 twice"),
-        ("--optimizers adamw", "--optimizers: expected any of sgd, momentum, adam"),
-        ("--optimizers sgd sgd", "--optimizers: expected each value once, got sgd twice"),
-        ("--out {file}", "--out: expected a folder to write to, got"),
-        ("everything", "unrecognized arguments: everything"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(arguments, words, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as exit_info:
-        study.main(["--out", f"{tmp_path}", *arguments.format(file=file).split()])
-    assert exit_info.value.code == 2
-    assert words in capsys.readouterr().err

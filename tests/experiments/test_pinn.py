@@ -266,36 +266,6 @@ def test_training_reduces_the_losses(quick_run):
             assert sum(figures["losses"][-1]) < sum(figures["losses"][0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--steps 0", "--steps: expected a positive integer, got '0'"),
-        ("--steps 130", f"--steps: expected a multiple of {pinn.RECORDS}, got 130"),
-        ("--seeds 1.5", "--seeds: expected a positive integer, got '1.5'"),
-        ("--tuning-seeds none", "--tuning-seeds: expected a positive integer, got 'none'"),
-        ("--problems heat", "--problems: expected any of burgers, helmholtz"),
-        ("--methods famo adam", "got 'adam'"),
-        ("--methods ls si ls", "--methods: expected each value once, got ls twice"),
-        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
-        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
-        ("--weight inf", "--weight: expected a finite number above 0, got 'inf'"),
-        ("--weight 1 10 1e1", "--weight: expected each value once, got 10.0 twice"),
-        ("--out {file}/below", "--out: expected a folder to write to, got"),
-        ("--step 50", "unrecognized arguments: --step 50"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(arguments, words, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as exit_info:
-        pinn.main(["--out", f"{tmp_path}", *arguments.format(file=file).split()])
-    assert exit_info.value.code == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith("usage: python -m famo_jax.experiments.pinn")
-    assert not printed.out
-
-
 def test_help_lists_every_method(capsys):
     with pytest.raises(SystemExit) as exit_info:
         pinn.main(["--help"])

@@ -167,23 +167,3 @@ def test_it_writes_every_figure(whole_run):
     picture = (folder / "regression.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 1700
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--steps 0", "--steps: expected a positive integer, got '0'"),
-        ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
-        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
-        ("--out {file}", "--out: expected a folder to write to, got"),
-    ],
-)
-def test_a_bad_option_is_a_usage_error(arguments, words, tmp_path, capsys):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(SystemExit) as exit_info:
-        regression.main(["--out", f"{tmp_path}", *arguments.format(file=file).split()])
-    assert exit_info.value.code == 2
-    printed = capsys.readouterr()
-    assert words in printed.err
-    assert printed.err.startswith("usage: python -m famo_jax.experiments.regression")

@@ -294,30 +294,3 @@ def test_starts_methods_and_sign_of_ones_own(tmp_path, capsys):
     ends = np.array(written["methods"]["si"]["end"])
     assert np.abs(ends - written["settings"]["starts"]).max() < 4e-3
     assert "official" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--steps", "0"], "argument --steps: expected a positive integer, got '0'"),
-        (["--methods", "sgd"], "argument --methods: expected any of adam, famo"),
-        (["--methods", "si", "si"], "argument --methods: expected each value once, got si twice"),
-        (["--starts", "mine"], "argument --starts: expected official or paper or pairs"),
-        (["--starts", "1", "2", "3"], "got '1 2 3'"),
-        (["--starts", "1", "nan"], "got '1 nan'"),
-        (["--starts", "11", "0"], "got '11 0'"),
-        (["--starts", *["1"] * 14], "at most 6"),
-        (["--sign", "0"], "argument --sign: invalid choice: '0'"),
-        (["--reference", "nowhere.npz"], "got nowhere.npz (FileNotFoundError"),
-        (["--reference", __file__], "argument --reference: expected trajectories"),
-        (["--reference", f"{REFERENCE.parent / 'famo_sequences.npz'}"], "(KeyError"),
-        (["--reference", f"{REFERENCE}", "--sign", "minus"], "expected the official starts and"),
-        (["--reference", f"{REFERENCE}", "--starts", "paper"], "expected the official starts and"),
-        (["--out", __file__], "argument --out: expected a folder to write to"),
-    ],
-)
-def test_bad_options(arguments, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        toy.main(arguments)
-    assert stop.value.code == 2
-    assert words in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,207 @@
+"""What is wrong on the command line is said in words, before the work: no traceback."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from famo_jax import experiments
+from famo_jax.experiments import _arguments, digits
+
+DATA = Path(__file__).parents[1] / "data"
+TRAJECTORIES = DATA / "toy_trajectories.npz"
+PROGRAMS = [
+    module.name
+    for module in pkgutil.iter_modules(experiments.__path__)
+    if not module.name.startswith("_")
+]
+
+# Of any experiment: an option that is wrong, and words of what is said of it.
+COMMON = [
+    ("--out {file}", "argument --out: expected a folder to write to, got "),
+    ("--out {file}/below", "argument --out: expected a folder to write to, got "),
+    ("--out /proc/none", "argument --out: expected a folder to write to, got /proc/none"),
+    ("--out", "argument --out: expected one argument"),
+    ("--colour", "unrecognized arguments: --colour"),
+    ("--quic", "unrecognized arguments: --quic"),
+    ("--quick x", "unrecognized arguments: "),
+    ("--quick=x", "argument --quick: ignored explicit argument 'x'"),
+    ("everything", "unrecognized arguments: everything"),
+]
+
+# Of each experiment: an option that is wrong, and words of what is said of it.
+OPTIONS = {
+    "digits": [
+        ("--steps 0", "--steps: expected a positive integer, got '0'"),
+        ("--steps -3", "--steps: expected a positive integer, got '-3'"),
+        ("--steps 1.5", "--steps: expected a positive integer, got '1.5'"),
+        ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
+        ("--seeds five", "--seeds: expected a positive integer, got 'five'"),
+        ("--batch-size 0", "--batch-size: expected a positive integer, got '0'"),
+        ("--steps 1000000000", "--steps: expected steps x seeds x batch size of at most"),
+        ("--methods famo adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--methods famo adam", "got 'adam'"),
+        ("--methods ls si ls", "--methods: expected each value once, got ls twice"),
+        ("--methods", "--methods: expected at least one argument"),
+        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
+        ("--learning-rate 0.1 -1", "--learning-rate: expected a finite number above 0, got '-1'"),
+        ("--learning-rate nan", "--learning-rate: expected a finite number above 0, got 'nan'"),
+        ("--learning-rate fast", "--learning-rate: expected a finite number above 0, got 'fast'"),
+        ("--learning-rate .1 1e-1", "--learning-rate: expected each value once, got 0.1 twice"),
+        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
+        ("--gamma inf", "--gamma: expected a finite number of at least 0, got 'inf'"),
+        ("--gamma 0 1 0", "--gamma: expected each value once, got 0.0 twice"),
+        ("--step 3", "unrecognized arguments: --step 3"),
+    ],
+    "toy": [
+        ("--steps 0", "--steps: expected a positive integer, got '0'"),
+        ("--methods sgd", "--methods: expected any of adam, famo"),
+        ("--methods si si", "--methods: expected each value once, got si twice"),
+        ("--starts mine", "--starts: expected official or paper or pairs"),
+        ("--starts 1 2 3", "got '1 2 3'"),
+        ("--starts 1 nan", "got '1 nan'"),
+        ("--starts 11 0", "got '11 0'"),
+        ("--starts 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "at most 6"),
+        ("--sign 0", "--sign: invalid choice: '0'"),
+        ("--reference nowhere.npz", "got nowhere.npz (FileNotFoundError"),
+        (f"--reference {__file__}", "--reference: expected trajectories"),
+        (f"--reference {DATA}/famo_sequences.npz", "(KeyError"),
+        (f"--reference {TRAJECTORIES} --sign minus", "expected the official starts and"),
+        (f"--reference {TRAJECTORIES} --starts paper", "expected the official starts and"),
+    ],
+    "cost": [
+        ("--tasks 0", "--tasks: expected a positive integer, got '0'"),
+        ("--tasks 2 2", "--tasks: expected each value once, got 2 twice"),
+        ("--network x", "--network: expected any of mlp, conv, got 'x'"),
+        ("--methods stl", "--methods: expected any of ls, si"),
+        ("--rounds 1", "--rounds: expected at least 2, got 1"),
+        ("--max-gib 0", "--max-gib: expected a finite number above 0, got '0'"),
+        ("--max-seconds -1", "--max-seconds: expected a finite number above 0"),
+    ],
+    "gamma": [
+        ("--steps 0", "expected a positive integer, got '0'"),
+        ("--gamma -1", "expected a finite number of at least 0"),
+        ("--logits-rate 0", "expected a finite number above 0, got '0'"),
+        ("--tasks two", "expected a positive integer, got 'two'"),
+        ("--gamma 0.1 0.10", "expected each value once"),
+        ("--batch-size 1000000", "held in memory"),
+    ],
+    "regression": [
+        ("--steps 0", "--steps: expected a positive integer, got '0'"),
+        ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
+    ],
+    "attributes": [
+        ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
+        ("--methods ls adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
+    ],
+    "pinn": [
+        ("--steps 0", "--steps: expected a positive integer, got '0'"),
+        ("--steps 130", "--steps: expected a multiple of 50, got 130"),
+        ("--seeds 1.5", "--seeds: expected a positive integer, got '1.5'"),
+        ("--tuning-seeds none", "--tuning-seeds: expected a positive integer, got 'none'"),
+        ("--problems heat", "--problems: expected any of burgers, helmholtz"),
+        ("--methods famo adam", "got 'adam'"),
+        ("--methods ls si ls", "--methods: expected each value once, got ls twice"),
+        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
+        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
+        ("--weight inf", "--weight: expected a finite number above 0, got 'inf'"),
+        ("--weight 1 10 1e1", "--weight: expected each value once, got 10.0 twice"),
+        ("--step 50", "unrecognized arguments: --step 50"),
+    ],
+    "passes": [
+        ("--steps 5", "--steps: expected at least 11, got 5"),
+        ("--steps 1000000000", "--steps: expected 2 x steps x seeds x batch size of at most"),
+        ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
+        ("--batch-size 8 8", "--batch-size: expected each value once, got 8 twice"),
+        ("--problems toy", "--problems: expected any of regression, digits, attributes"),
+        ("--normalizer max", "--normalizer: expected any of harmonic, None, got 'max'"),
+        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
+        ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
+    ],
+    "normalizer": [
+        ("--steps 0", "--steps: expected a positive integer, got '0'"),
+        ("--seeds x", "--seeds: expected a positive integer, got 'x'"),
+        ("--nearness -1", "--nearness: expected a finite number of at least 0, got '-1'"),
+        ("--nearness 1 1", "--nearness: expected each value once, got 1.0 twice"),
+        ("--optimizers adamw", "--optimizers: expected any of sgd, momentum, adam"),
+        ("--optimizers sgd sgd", "--optimizers: expected each value once, got sgd twice"),
+    ],
+}
+
+
+def refused(name, arguments, capsys):
+    """What an experiment says of bad arguments."""
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"famo_jax.experiments.{name}").main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"usage: python -m famo_jax.experiments.{name}")
+    assert "Traceback" not in printed.err
+    assert not printed.out
+    return " ".join(printed.err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [(name, *each) for name in PROGRAMS for each in (*COMMON, *OPTIONS[name])],
+)
+def test_a_bad_option(name, arguments, words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = arguments.format(file=tmp_path / "file").split()
+    if "--out" not in arguments:
+        arguments += ["--out", str(tmp_path)]
+    assert words in refused(name, arguments, capsys)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("ending", ["png", "json"])
+def test_a_folder_in_the_place_of_a_result(name, ending, tmp_path, capsys):
+    (tmp_path / f"{name}.{ending}").mkdir()
+    printed = refused(name, ["--quick", "--out", str(tmp_path)], capsys)
+    words = f"argument --out: expected {tmp_path}/{name}.{ending} to be a file, got a folder"
+    assert words in printed
+
+
+@pytest.fixture
+def small_disk():
+    """No file can grow beyond 8 kB."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, small_disk):
+    sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
+    with pytest.raises(SystemExit, match=r"^error: \[Errno \d+\] File too large$"):
+        digits.main([*sizes.split(), "--out", str(tmp_path)])
+    assert "Means over 2 seeds" in capsys.readouterr().out
+
+
+def test_too_little_memory_ends_in_words():
+    @_arguments.command
+    def main(message):
+        raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(SystemExit, match=r"^error: too little memory .*RESOURCE_EXHAUSTED: Out of"):
+        main("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        main("INTERNAL: a fault of ours keeps its traceback")
+
+
+def test_as_the_shell_sees_it():
+    command = [sys.executable, "-m", "famo_jax.experiments.digits", "--steps", "none"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1].endswith(
+        "error: argument --steps: expected a positive integer, got 'none'"
+    )
+    assert "Traceback" not in ran.stderr
+    assert not ran.stdout
