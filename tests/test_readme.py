@@ -42,14 +42,21 @@ def test_three_lines_change():
     assert sum(line.startswith("-") for line in diff.splitlines()) == 3
 
 
-def test_python_blocks_run_one_after_the_other():
-    namespace = {}
+def test_a_python_block_stands_by_itself_or_goes_on_where_the_one_before_ended():
+    namespaces = []
     for block in blocks("python"):
-        run(block, namespace)
-    assert namespace["weights"].shape == (32, 8, 2)
-    np.testing.assert_allclose(namespace["weights"].sum(-1), 1, rtol=1e-5)
-    assert np.all(np.isfinite(namespace["grads"]))
-    assert namespace["grads"][0] != 0
+        if block.startswith(("import", "from")):
+            namespaces.append({})
+        run(block, namespaces[-1])
+    assert len(namespaces) == 7
+    weights, grads = (
+        namespace[name]
+        for namespace, name in zip(namespaces[-2:], ("weights", "grads"), strict=True)
+    )
+    assert weights.shape == (32, 8, 2)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert np.all(np.isfinite(grads))
+    assert grads[0] != 0
 
 
 def test_every_block_is_of_a_kind_that_is_tested():

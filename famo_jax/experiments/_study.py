@@ -104,6 +104,7 @@ class Method(NamedTuple):
     weighting: Callable[[int, jax.Array], optax.GradientTransformationExtraArgs]
     variants: Literal["none", "gamma", "weight", "task"] = "none"
     normalizer: Literal["harmonic"] | None = "harmonic"
+    smooth_c: bool = False  # scaled by an average of c instead
     two_pass: bool = False
     control: str | None = None  # the same method with its logits frozen
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
@@ -165,6 +166,16 @@ METHODS: dict[str, Method] = {
     "famo-ema-no-c": Method(
         "the same without c", "#bf812d", _smoothed, "gamma", normalizer=None, control="si"
     ),
+    "famo-smooth-c": Method(
+        "FAMO, two-pass, log c averaged over some ten steps",
+        "#666666",
+        _famo,
+        "gamma",
+        two_pass=True,
+        normalizer=None,
+        smooth_c=True,
+        control="frozen",
+    ),
     "rlw": Method("random weights", OTHER, lambda k, _: famo_jax.rlw(k, key=0)),
     "dwa": Method("weights by rates of change", OTHER, lambda k, _: famo_jax.dwa(k, window=25)),
     "uw": Method("learned uncertainties", OTHER, lambda k, _: famo_jax.uw(k)),
@@ -186,6 +197,20 @@ class Trace(NamedTuple):
     task_weights: jax.Array | None  # [K], z, for a method that has logits
 
 
+def scale_by_smooth_c(decay: float = 0.9) -> optax.GradientTransformationExtraArgs:
+    """Scales the gradient of c = 1 by the paper's c, whose logarithm is averaged over steps."""
+    average = optax.ema(decay)
+
+    def update(
+        updates: optax.Updates, state: Any, params: Any = None, *, log_c: jax.Array, **_: Any
+    ) -> tuple[optax.Updates, Any]:
+        del params
+        smooth, state = average.update(log_c, state)
+        return jax.tree.map(lambda leaf: leaf * jnp.exp(smooth), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: average.init(jnp.zeros(())), update)
+
+
 def training_step(
     problem: Problem, method: Method, learning_rate: optax.ScalarOrSchedule, variant: jax.Array
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], tuple[Any, Trace]]]:
@@ -196,6 +221,8 @@ def training_step(
       carry is ``(params, opt_state)``.
     """
     links = [optax.adam(learning_rate), method.weighting(len(problem.tasks), variant)]
+    if method.smooth_c:
+        links.insert(0, scale_by_smooth_c())
     tx = optax.chain(*(reversed(links) if method.aggregates else links))
 
     def init(params: chex.ArrayTree) -> Any:
@@ -207,7 +234,10 @@ def training_step(
         losses, grads = famo_jax.losses_and_grads(losses_fn, normalizer=method.normalizer)(
             params, state=opt_state
         )
-        extra = {"losses_fn": losses_fn} if method.two_pass else {}
+        extra: dict[str, Any] = {"losses_fn": losses_fn} if method.two_pass else {}
+        if method.smooth_c:
+            length = functools.partial(famo_jax.loss_weights, losses, opt_state)
+            extra["log_c"] = jnp.log(length().sum() / length(normalizer=None).sum())
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         task_weights = famo_jax.task_weights(opt_state) if method.has_logits else None
         return (optax.apply_updates(params, updates), opt_state), Trace(losses, task_weights)
@@ -906,7 +936,14 @@ def draw_gamma(axes: Axes, summary: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     axes.set_xlabel("gamma")
     axes.set_ylabel("Δm against stl (%), 95%")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    axes.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=3,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1,
+    )
 
 
 # --- The command ----------------------------------------------------------------------------------

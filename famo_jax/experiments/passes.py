@@ -336,10 +336,8 @@ def signal_to_noise(run: Run) -> dict[str, Array]:
       ``[WINDOWS]`` for each of the three measures; NaN where a seed diverged.
     """
     changes = np.asarray(run.trace.changes, np.float64)[:, 1:]  # [seeds, steps, 3, K]
-    with np.errstate(invalid="ignore"):
-        contrasts = changes - changes.mean(axis=-1, keepdims=True)
+    contrasts = changes - changes.mean(axis=-1, keepdims=True)
 
-    @np.errstate(invalid="ignore")
     def ratio(window: Array, measure: int) -> float:
         signal = window[:, :, MEASURES.index("oracle")].mean(axis=(0, 1))
         noise = window[:, :, measure].std(axis=(0, 1))
@@ -367,6 +365,7 @@ PAIRS = (
 Results = Mapping[str, Mapping[int, Mapping[str, Result]]]  # by problem, batch size, variant
 
 
+@np.errstate(invalid="ignore")  # a loss at its bound is log 0, and what follows NaN
 def summarize(tasks: Sequence[Task], results: Mapping[str, Result]) -> dict[str, Any]:
     """The figures of a problem at a batch size."""
     frozen = results["frozen"].run
@@ -434,7 +433,7 @@ def _table(
     rows = Table(
         title=title,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         show_edge=False,
         title_justify="left",
     )
@@ -449,7 +448,8 @@ def _table(
 
 def _plus_minus(values: tuple[float, tuple[float, float]], sign: str) -> str:
     mean, (low, high) = values
-    return f"{mean:{sign}.1f}±{(high - low) / 2:.1f}"
+    decimals = 0 if abs(mean) >= 100 and "+" in sign else 1
+    return f"{mean:{sign}.{decimals}f}±{(high - low) / 2:.{decimals}f}"
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -470,7 +470,7 @@ def tables(summary: Summary) -> list[Table]:
 
     def leads(figures: Mapping[str, Any]) -> Iterator[str]:
         for own in figures["pairs"].values():
-            yield _plus_minus((own["mean"], own["interval"]), "z+")
+            yield _plus_minus((own["mean"], own["interval"]), "+z")
 
     def measures(figures: Mapping[str, Any]) -> Iterator[str]:
         sums = figures["sums_of_frozen"]
@@ -499,9 +499,9 @@ def tables(summary: Summary) -> list[Table]:
             leads,
         ),
         _table(
-            "Decrease of the log losses in a run of frozen: on held-out data, and as the sum of\n"
-            "each measure (mean over tasks; on how many tasks above the first with 95%);\n"
-            "below it the signal to noise of a step, in the first tenth and in the last",
+            "Sums of each measure in a run of frozen, mean over tasks;\n"
+            "on how many tasks they are above held-out data's (95%);\n"
+            "below: signal to noise of a step, first tenth and last",
             ["held-out", *MEASURES],
             summary,
             measures,

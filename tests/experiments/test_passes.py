@@ -250,7 +250,7 @@ def test_it_prints_three_tables_for_each_normalizer(whole_run):
     assert max(map(len, printed.splitlines())) <= 80
     for normalizer in passes.NORMALIZERS:
         assert printed.count(f"normalizer={normalizer}") == 1
-    for title in ("Δm against si", "Differences of Δm", "Decrease of the log losses"):
+    for title in ("Δm against si", "Differences of Δm", "Sums of each measure"):
         assert printed.count(title) == 2
     assert printed.count("regression 8 ") == 3 * 2
     assert "regression: a step over that of si: " in printed

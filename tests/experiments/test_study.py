@@ -1,5 +1,6 @@
 """What the studies share: one training step, the choice on validation, the summaries."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,21 @@ def test_a_step_is_adam_on_the_gradient_of_a_scalar(name, variant, scalar, param
     for leaf, leaf_ in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
         assert np.mean(np.abs(leaf - leaf_) > 1e-4) < 1e-3
     np.testing.assert_allclose(trace.losses, digits.task_losses(params, pictures), rtol=1e-5)
+
+
+def test_smooth_c_is_the_geometric_mean_of_recent_c(params, pictures):
+    (_, opt_state), _ = one_step("famo", params, pictures)
+    (_, smooth_state), _ = one_step("famo-smooth-c", params, pictures)
+    (adam, _), _ = opt_state
+    _, (smooth_adam, _), _ = smooth_state
+    chex.assert_trees_all_close(smooth_adam.mu, adam.mu, rtol=1e-3, atol=1e-7)
+
+    tx = _study.scale_by_smooth_c(0.9)
+    state = tx.init(None)
+    ones, state = tx.update(jnp.ones(2), state, log_c=jnp.log(4.0))
+    np.testing.assert_allclose(ones, 4, rtol=1e-5)  # there is nothing else to average
+    ones, state = tx.update(jnp.ones(2), state, log_c=jnp.log(1.0))
+    np.testing.assert_allclose(ones, 4 ** (0.9 / 1.9), rtol=1e-5)
 
 
 def test_two_pass_sees_the_change_of_its_own_step(params, pictures):
