@@ -936,14 +936,7 @@ def draw_gamma(axes: Axes, summary: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     axes.set_xlabel("gamma")
     axes.set_ylabel("Δm against stl (%), 95%")
-    axes.legend(
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=3,
-        frameon=False,
-        handlelength=1.2,
-        columnspacing=1,
-    )
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 
 # --- The command ----------------------------------------------------------------------------------
