@@ -190,6 +190,13 @@ METHODS: dict[str, Method] = {
 CONTROLS = ("si", "frozen")  # they learn no weights: what FAMO's are worth is beyond them
 
 
+def opponents(name: str) -> dict[str, str]:
+    """What a form of FAMO is compared with: among other methods the forms with the same c."""
+    c = "-no-c" if name.endswith("-no-c") else ""
+    forms = {"two_pass": f"famo{c}", "one_pass": f"famo-one-pass{c}"}
+    return {other: other for other in ("ls", *CONTROLS, "uw")} | forms
+
+
 class Trace(NamedTuple):
     """What a training step leaves behind."""
 
@@ -656,7 +663,9 @@ def summarize(
             if result.settings
             else None,
             "against_control": against(name, METHODS[name].control),
-            **{f"against_{other}": against(name, other) for other in ("ls", *CONTROLS)},
+            **{
+                f"against_{label}": against(name, other) for label, other in opponents(name).items()
+            },
             "by_gamma": list(map(functools.partial(at_gamma, name), gammas, result.settings))
             if has_gamma
             else None,
@@ -742,6 +751,37 @@ def _between(low: float, high: float) -> str:
     return f"{low:z.1f} to {high:z.1f}"
 
 
+def differences(summary: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
+    rows = Table(
+        title="Differences of Δm, paired by seed: mean±95%",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    rows.add_column("method", no_wrap=True)
+    forms = {name: figures for name, figures in summary.items() if METHODS[name].control}
+    labels = [
+        label
+        for label in opponents("")
+        if label != "ls" and any(figures[f"against_{label}"] for figures in forms.values())
+    ]
+    for label in labels:
+        rows.add_column("- " + label.replace("_", "-"), justify="right", no_wrap=True)
+    for name, figures in forms.items():
+        rows.add_row(name, *(_difference(figures[f"against_{label}"]) for label in labels))
+    return rows
+
+
+def _difference(against: Mapping[str, Any] | None) -> str:
+    if against is None:
+        return ""
+    mean, (low, high) = against["delta_m"], against["interval"]
+    decimals = 1 if abs(mean) < 100 else 0
+    return f"{mean:+z.{decimals}f}±{(high - low) / 2:.{decimals}f}"
+
+
 def notes(
     tasks: Sequence[Task],
     summary: Mapping[str, Mapping[str, Any]],
@@ -774,17 +814,6 @@ def notes(
     if seeds > 1:
         told = ", ".join(f"{name} {_between(*interval)}" for name, interval in intervals.items())
         lines.append(f"Δm with 95% confidence: {told}.")
-    for name, figures in summary.items():
-        control = METHODS[name].control
-        for other in sorted(CONTROLS if control else (), key=lambda other: other != control):
-            against = figures[f"against_{other}"]
-            if against:
-                bounds = f" (95%: {_between(*against['interval'])})" if seeds > 1 else ""
-                lines.append(
-                    f"{name} - {other}{', its control' if other == control else ''}: Δm "
-                    f"{_plus_minus(against['delta_m'], against['se'], '+')}{bounds}, "
-                    "paired by seed."
-                )
     # A better setting may lie beyond the end of a list. Below a gamma of 0 there is none.
     for name, figures in summary.items():
         chosen = [("learning rate", rate, learning_rates) for rate in figures["learning_rate"]]
@@ -1061,6 +1090,8 @@ def main(problem: Problem, draw: Draw, arguments: Sequence[str] | None) -> None:
     console.print(table(problem.tasks, summary))
     for line in notes(problem.tasks, summary, rates, gammas):
         console.print(line, highlight=False)
+    if any(METHODS[name].control for name in summary):
+        console.print(differences(summary))
     if untrained:
         steps = ", ".join(f"{name} {ratio:.1f}" for name, ratio in untrained.items())
         console.print(f"A step over that of ls, not trained: {steps}.", highlight=False)

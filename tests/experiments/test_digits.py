@@ -170,7 +170,7 @@ def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
     for name in NAMES:
         cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
         assert len(cells) in (11, 12)  # "±" stands by itself; gamma is empty for some
-    assert "famo - frozen, its control: Δm" in printed
+    assert "Differences of Δm, paired by seed" in printed
     assert "famo - si: Δm" in printed
 
 
@@ -216,8 +216,8 @@ def test_summaries_recompute_from_the_figures_by_seed(whole_run):
         np.testing.assert_allclose(figures["delta_m_by_seed"], by_seed, atol=1e-2)
         error = abs(by_seed[0] - by_seed[1]) / 2  # of two
         assert figures["delta_m_se"] == pytest.approx(error, abs=1e-2)
-        for key in ("against_control", "against_ls", "against_si", "against_frozen"):
-            against = figures[key]
+        for other in ("control", "ls", "si", "frozen", "two_pass", "one_pass"):
+            against = figures[f"against_{other}"]
             if against:
                 other = np.array(written["methods"][against["method"]]["delta_m_by_seed"])
                 paired = np.mean(by_seed - other)

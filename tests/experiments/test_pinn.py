@@ -183,7 +183,7 @@ def test_the_setting_is_chosen_on_seeds_that_are_not_reported():
     options = options_of(
         learning_rate=[0.1, 0.2], gamma=[3.0, 7.0, 9.0], seeds=2, tuning_seeds=2, steps=100
     )
-    result = pinn.study_method(trainer, "gamma", options, lambda: None)
+    result = pinn.study_method(trainer, pinn.METHODS["famo"], options, lambda: None)
     assert (result.learning_rate, result.setting) == (0.2, 7.0)
     np.testing.assert_array_equal(result.run.error, [50, 50])
     assert result.tuning.shape == (3, 2, 2)
