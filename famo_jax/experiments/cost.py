@@ -735,7 +735,8 @@ def _draw_split(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xticks(range(len(own)), [f"{result['num_tasks']:,}" for result in own])
     top = max((each["figures"]["famo-two-pass"]["over_plain"]["median"] for each in own), default=1)
     axes.set_ylim(0, 1.8 * top)  # room for the legend
-    axes.legend(loc="upper left", frameon=False)
+    if own:
+        axes.legend(loc="upper left", frameon=False)
 
 
 # --- The command line -----------------------------------------------------------------------------

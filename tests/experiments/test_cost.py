@@ -225,6 +225,13 @@ def test_where_it_stops_is_a_result(tiny, tmp_path, capsys):
     assert "GiB" in capsys.readouterr().out
 
 
+def test_one_method_alone(tiny, tmp_path, capsys):
+    arguments = ["--tasks", "3", "--network", "mlp", "--methods", "famo-one-pass"]
+    cost.main([*arguments, "--rounds", "2", "--no-peers", "--out", str(tmp_path)])
+    assert "one-pass / plain at most 1.02: " in capsys.readouterr().out
+    assert (tmp_path / "cost.png").stat().st_size > 1000
+
+
 def test_without_torchjd(monkeypatch):
     monkeypatch.setattr(cost.importlib.util, "find_spec", lambda name: None)
     assert cost.why_no_peers() == "TorchJD takes no part: it is not installed (extra `peers`)."
