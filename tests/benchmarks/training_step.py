@@ -154,6 +154,7 @@ def main():
         for repeat in range(-2, arguments.rounds):
             for name in times:
                 for side, calls in enumerate(pairs):
+                    time.sleep(0.01)  # until the other library's threads no longer spin
                     start = time.perf_counter()
                     calls[name]()
                     if repeat >= 0:
