@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import math
 import sys
 import tempfile
@@ -17,11 +18,15 @@ _P = ParamSpec("_P")
 def command(main: Callable[_P, None]) -> Callable[_P, None]:
     """Lets a program end with a line and status 1, not a traceback, where the machine fails it.
 
-    When the disk is full, for example, or the memory.
+    When the disk is full, for example, or the memory. What a terminal or a pipe has no signs for,
+    as an ASCII one has none for a delta, is printed as question marks.
     """
 
     @functools.wraps(main)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             main(*args, **kwargs)
         except KeyboardInterrupt:

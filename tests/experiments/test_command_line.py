@@ -1,6 +1,7 @@
 """What is wrong on the command line is said in words, before the work: no traceback."""
 
 import importlib
+import io
 import pkgutil
 import subprocess
 import sys
@@ -194,6 +195,14 @@ def test_too_little_memory_ends_in_words():
         main("RESOURCE_EXHAUSTED: Out of memory")
     with pytest.raises(jax.errors.JaxRuntimeError):
         main("INTERNAL: a fault of ours keeps its traceback")
+
+
+def test_a_terminal_without_a_delta_gets_question_marks(monkeypatch):
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    _arguments.command(lambda: print("Δm"))()
+    ascii_only.flush()
+    assert ascii_only.buffer.getvalue() == b"?m\n"
 
 
 def test_as_the_shell_sees_it():
