@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
 
 import chex
 import jax
@@ -388,24 +386,18 @@ def test_what_was_not_finished_is_passed_over(checkpoints, monkeypatch):
     assert sorted(path.name for path in (checkpoints / "stl").iterdir()) == ["6", "6.sha256"]
 
 
-def test_a_full_disk_ends_in_words_and_loses_nothing(checkpoints, monkeypatch):
+@pytest.mark.parametrize("size", [1000, 8192], ids="{} bytes a file".format)
+def test_a_full_disk_ends_in_words_and_loses_nothing(
+    size, checkpoints, monkeypatch, capfd, limit_files
+):
     def save(*_):
-        _checkpoint.save(checkpoints, "stl", 6, {"params": jnp.zeros(999)})
+        limit_files(size)
+        layers = list(jax.random.normal(jax.random.key(0), (9, 999)))
+        _checkpoint.save(checkpoints, "stl", 6, {"params": layers})
 
     before = content(checkpoints)
     monkeypatch.setattr(_study, "run_study", save)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1))
-    words = "^error: .*checkpoints has 1 bytes left, a checkpoint takes 3,996$"
-    with pytest.raises(SystemExit, match=words):
-        resume(checkpoints)
-    assert content(checkpoints) == before
-
-    def refused(*_, **__):
-        raise ValueError("Failed to write")
-
-    monkeypatch.undo()
-    monkeypatch.setattr(_study, "run_study", save)
-    monkeypatch.setattr(ocp.StandardCheckpointer, "save", refused)  # a quota, say
     with pytest.raises(SystemExit, match=r"^error: no checkpoint could be written to .*stl/6: "):
         resume(checkpoints)
-    assert content(checkpoints) == before
+    assert "Traceback" not in capfd.readouterr().err  # of Orbax's threads, say
+    assert content(checkpoints).items() >= before.items()

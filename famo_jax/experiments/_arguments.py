@@ -4,6 +4,7 @@ import argparse
 import functools
 import io
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ def command(main: Callable[_P, None]) -> Callable[_P, None]:
     """Lets a program end with a line and status 1, not a traceback, where the machine fails it.
 
     When the disk is full, for example, or the memory. What a terminal or a pipe has no signs for,
-    as an ASCII one has none for a delta, is printed as question marks.
+    as an ASCII one has none for a delta, is printed as question marks. Where a pipe's reader has
+    gone, as ``head`` does, it ends without a word.
     """
 
     @functools.wraps(main)
@@ -31,6 +33,9 @@ def command(main: Callable[_P, None]) -> Callable[_P, None]:
             main(*args, **kwargs)
         except KeyboardInterrupt:
             sys.exit(130)  # as shells count an interrupt
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+            sys.exit(1)
         except OSError as error:
             sys.exit(f"error: {error}")
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -37,7 +37,7 @@ class Saved(NamedTuple):
     """The state of a method's training."""
 
     steps: int
-    leaves: list[Array]
+    buffer: Array  # the bytes of all leaves, one after another
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -107,15 +107,13 @@ def save(folder: Path, name: str, steps: int, state: Any) -> None:
     Raises:
       OSError: It could not be written. The one before it is still there.
     """
-    leaves = [np.asarray(_plain(leaf)) for leaf in jax.tree.leaves(state)]
     path = (folder / name / str(steps)).absolute()
     shutil.rmtree(path, ignore_errors=True)  # of a process that was killed before the digest
-    needed = sum(leaf.nbytes for leaf in leaves)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise OSError(f"{folder} has {free:,} bytes left, a checkpoint takes {needed:,}")
+    # As one array: where one of several cannot be written, the others' failures would be printed.
+    leaves = b"".join(np.asarray(_plain(leaf)).tobytes() for leaf in jax.tree.leaves(state))
     try:
         with _ONE_AT_A_TIME, ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, {f"{index:06}": leaf for index, leaf in enumerate(leaves)})
+            checkpointer.save(path, {"leaves": np.frombuffer(leaves, np.uint8)})
     except ValueError as error:  # which TensorStore raises where a file cannot be written
         raise OSError(f"no checkpoint could be written to {path}: {error}") from error
     _report.write_text(path.with_suffix(DIGEST), _digest(path))
@@ -127,20 +125,30 @@ def save(folder: Path, name: str, steps: int, state: Any) -> None:
 
 
 def _plain(leaf: jax.Array) -> jax.Array:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def restore(saved: Saved, like: Any) -> Any:
-    """The state, in the structure and the kinds of keys of ``like``, of which no value is used."""
+    """The state, with the structure, shapes and dtypes of ``like``, of which no value is used."""
+    end = 0
 
-    def typed(leaf: Any, value: Array) -> Any:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-        return jnp.asarray(value, leaf.dtype)
+    def next_leaf(leaf: Any) -> jax.Array:
+        nonlocal end
+        plain = jax.eval_shape(_plain, leaf)
+        start, end = end, end + plain.size * plain.dtype.itemsize
+        value = jnp.array(saved.buffer[start:end].view(plain.dtype).reshape(plain.shape))
+        if not _is_key(leaf):
+            return value
+        key: jax.Array = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        return key
 
-    leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(structure, map(typed, leaves, saved.leaves))
+    state: Any = jax.tree.map(next_leaf, like)
+    assert end == saved.buffer.size
+    return state
 
 
 def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
@@ -158,8 +166,7 @@ def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
     if last.with_suffix(DIGEST).read_text(encoding="utf-8") != _digest(last):
         _refuse(parser, f"a checkpoint in {last}, which is damaged")
     with ocp.StandardCheckpointer() as checkpointer:
-        leaves = checkpointer.restore(last)
-    return Saved(max(steps), [np.asarray(leaves[key]) for key in sorted(leaves)])
+        return Saved(max(steps), np.asarray(checkpointer.restore(last)["leaves"]))
 
 
 def _digest(folder: Path) -> str:

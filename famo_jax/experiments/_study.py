@@ -362,8 +362,10 @@ def train_resumably(
     trace: Any = None
     done = 0
     if saved:
-        like = carry, jax.eval_shape(advance, rates, variants, carry, data.train)[1]
-        done, (carry, trace) = saved.steps, _checkpoint.restore(saved, like)
+        done = saved.steps
+        past = jax.tree.map(lambda leaf: leaf[:done], data.train)
+        like = carry, jax.eval_shape(advance, rates, variants, carry, past)[1]
+        carry, trace = _checkpoint.restore(saved, like)
     length = -(-steps // SEGMENTS)
     for first in range(done, steps, length):
         segment = jax.tree.map(lambda leaf, first=first: leaf[first : first + length], data.train)

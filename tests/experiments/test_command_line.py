@@ -169,17 +169,8 @@ def test_a_folder_in_the_place_of_a_result(name, ending, tmp_path, capsys):
     assert words in printed
 
 
-@pytest.fixture
-def small_disk():
-    """No file can grow beyond 8 kB."""
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, small_disk):
+def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, limit_files):
+    limit_files(8192)
     sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
     with pytest.raises(SystemExit, match=r"^error: \[Errno \d+\] File too large$"):
         digits.main([*sizes.split(), "--out", str(tmp_path)])
@@ -203,6 +194,21 @@ def test_a_terminal_without_a_delta_gets_question_marks(monkeypatch):
     _arguments.command(lambda: print("Δm"))()
     ascii_only.flush()
     assert ascii_only.buffer.getvalue() == b"?m\n"
+
+
+def test_a_reader_that_has_gone():
+    endless = "[print(_) for _ in iter(int, 1)]"
+    program = (
+        f"from famo_jax.experiments import _arguments\n_arguments.command(lambda: {endless})()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.read(1) == b"0"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 1
 
 
 def test_as_the_shell_sees_it():
