@@ -1,9 +1,12 @@
 """What each method adds to a training step: time and temporary memory, over the number of tasks.
 
 Run as ``python -m famo_jax.experiments.cost``. All steps share network, batch and Adam, and state
-is donated, as in training. Besides the methods there are three yardsticks:
+is donated, as in training. Besides the methods there are four yardsticks:
 
 * plain: the mean of the losses, differentiated without this library;
+* carry: the plain step, which hands FAMO's state through untouched. What one-pass FAMO takes more
+  than this is arithmetic; what this takes more than the plain step is the price of six more arrays
+  in a call, which ``--scan`` spreads over several steps;
 * forward: the losses alone;
 * look-again: the plain step and the losses after it, compiled as one. Two-pass FAMO less this is
   what FAMO's own arithmetic takes.
@@ -147,7 +150,7 @@ AGGREGATION: dict[str, Callable[[], Transformation]] = {
     "nash-mtl": famo_jax.nash_mtl,
 }
 METHODS = (*WEIGHTING, *AGGREGATION)
-YARDSTICKS = ("plain", "forward", "look-again")
+YARDSTICKS = ("plain", "carry", "forward", "look-again")
 ADAM = optax.adam(1e-3)
 
 
@@ -163,6 +166,12 @@ def plain_step(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, An
     return optax.apply_updates(params, updates), opt_state, losses
 
 
+def _carry(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+    opt_state, famo_state = opt_state
+    params, opt_state, losses = plain_step(params, opt_state, batch)
+    return params, (opt_state, famo_state), losses
+
+
 def _forward(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
     return params, opt_state, task_losses(params, batch)
 
@@ -174,6 +183,8 @@ def _look_again(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, A
 
 def make_step(name: str, num_tasks: int) -> tuple[Step, optax.GradientTransformation]:
     """The step of a method or a yardstick, and the transformation whose state it carries."""
+    if name == "carry":
+        return _carry, optax.chain(ADAM, famo_jax.famo(num_tasks))
     if name in YARDSTICKS:
         return {"plain": plain_step, "forward": _forward, "look-again": _look_again}[name], ADAM
     if name in WEIGHTING:
@@ -191,18 +202,33 @@ def make_step(name: str, num_tasks: int) -> tuple[Step, optax.GradientTransforma
     return step, tx
 
 
-def compile_step(name: str, num_tasks: int, params: Params, batch: Batch) -> Any:
-    """Compiles a step for donated state. Nothing of the size of the state is allocated."""
-    step, tx = make_step(name, num_tasks)
+def compile_step(name: str, num_tasks: int, params: Params, batch: Batch, scan: int = 1) -> Any:
+    """Compiles a step for donated state, or a scan of several; it returns the last one's losses.
+
+    Nothing of the size of the state is allocated.
+    """
+    one, tx = make_step(name, num_tasks)
+
+    def several(params: Params, opt_state: Any, batch: Batch) -> tuple[Params, Any, jax.Array]:
+        def body(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], jax.Array]:
+            # Else the forward pass alone, whose parameters stay, would be made once for all steps.
+            carry = jax.lax.optimization_barrier(carry)
+            params, opt_state, losses = one(*carry, batch)
+            return (params, opt_state), losses
+
+        carry, losses = jax.lax.scan(body, (params, opt_state), length=scan)
+        return *carry, losses[-1]
+
+    step = several if scan > 1 else one
     opt_state = jax.eval_shape(tx.init, params)
     return jax.jit(step, donate_argnums=(0, 1)).lower(params, opt_state, batch).compile()
 
 
-Call: TypeAlias = Callable[[], Array]  # a step from where the last one ended; gives the losses, [K]
+Call: TypeAlias = Callable[[], Array]  # goes on where the last one ended; gives the losses, [K]
 
 
 def make_call(compiled: Any, name: str, num_tasks: int, params: Params, batch: Batch) -> Call:
-    """A training run of which each call is one step."""
+    """A training run of which each call makes one step, or those of one scan."""
     params = jax.tree.map(jnp.copy, params)
     carry = [params, make_step(name, num_tasks)[1].init(params)]
 
@@ -308,9 +334,10 @@ DEAR = 4
 
 
 class Limits(NamedTuple):
-    """What a run may cost."""
+    """How steps are timed, and what they may cost."""
 
     rounds: int
+    scan: int  # steps of ours in a call
     max_gib: float  # of task gradients, or of temporary memory
     max_seconds: float  # for FEW rounds of a step, or for a step that is predicted
 
@@ -321,7 +348,7 @@ def measure(
     """Times all calls in turns, in an order that is drawn for each round.
 
     Returns:
-      The seconds of each call, and the rounds in which they were measured. Of an aggregation
+      The seconds of each step, and the rounds in which they were measured. Of an aggregation
       method too slow for ``FEW`` rounds in ``max_seconds`` a single step, in no round.
     """
     first = {name: _timed(call) for name, call in calls.items()}
@@ -348,7 +375,9 @@ def measure(
                 seconds[name].append(_timed(calls[name]))
     once = {name: np.array([first[name]]) for name in slow}
     rounds = {name: list(range(0, limits.rounds, stride)) for name, stride in strides.items()}
-    return {name: np.array(each) for name, each in seconds.items()} | once, rounds
+    calls_of = {name: np.array(each) for name, each in seconds.items()} | once
+    steps = {name: 1 if _is_theirs(name) else limits.scan for name in calls_of}
+    return {name: each / steps[name] for name, each in calls_of.items()}, rounds
 
 
 def _is_theirs(name: str) -> bool:
@@ -399,7 +428,10 @@ def run_setting(
         name for name in (*YARDSTICKS, *methods) if (stopped[name] or {}).get("limit") != "memory"
     ]
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        jobs = [executor.submit(compile_step, name, num_tasks, params, batch) for name in ours]
+        jobs = [
+            executor.submit(compile_step, name, num_tasks, params, batch, limits.scan)
+            for name in ours
+        ]
         compiled = {name: job.result() for name, job in zip(ours, jobs, strict=True)}
     memory = {name: each.memory_analysis().temp_size_in_bytes for name, each in compiled.items()}
     for name, size in memory.items():
@@ -441,8 +473,10 @@ def run_setting(
     }
     for name in ("famo-one-pass", "famo-two-pass"):
         if name in rounds:
-            same = "plain" if name == "famo-one-pass" else "look-again"
+            same = "carry" if name == "famo-one-pass" else "look-again"
             figures[name]["own_arithmetic"] = _spread(np.subtract(*against(name, same)))
+    if "famo-one-pass" in rounds:
+        figures["famo-one-pass"]["over_carry"] = ratio("famo-one-pass", "carry")
     if "famo-two-pass" in rounds:
         figures["famo-two-pass"] |= {
             "over_plain_and_forward": ratio("famo-two-pass", "plain", "forward"),
@@ -511,8 +545,10 @@ def table(network: str, results: Sequence[Mapping[str, Any]]) -> Table:
         return lambda figures: _cell(figures[name], over)
 
     add("plain step (ms)", lambda figures: f"{1e3 * figures['plain']['seconds']['median']:.2f}")
-    for name in ("forward", *(name for name in names if not _is_theirs(name))):
+    for name in ("carry", "forward", *(name for name in names if not _is_theirs(name))):
         add(name, ratio(name))
+        if name == "famo-one-pass":
+            add("  over carry", ratio(name, "over_carry"))
         if name == "famo-two-pass":
             add("  over plain + forward", ratio(name, "over_plain_and_forward"))
             add("  over look-again", ratio(name, "over_look_again"))
@@ -576,8 +612,9 @@ def _plain(value: Mapping[str, float] | float) -> str:
 def notes(limits: Limits) -> list[str]:
     """What the tables leave out."""
     return [
-        "Medians of ratios to the plain step of the same round; TorchJD's to ours. look-again: the "
-        "plain step and a second forward pass, compiled as one. memory: temporary, over the plain "
+        "Medians of ratios to the plain step of the same round; TorchJD's to ours. carry: the "
+        "plain step, which hands FAMO's state through untouched. look-again: the plain step and a "
+        "second forward pass, compiled as one. memory: temporary, over the plain "
         f"step's. *: timed once. GiB or s: not run, since predicted over {limits.max_gib:g} GiB or "
         f"{limits.max_seconds:g} s a step."
     ]
@@ -791,7 +828,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--rounds",
         type=_arguments.positive_int,
         metavar="N",
-        help=f"how many times a step is timed, at least 2 (30; {FEW} where it is {DEAR} times "
+        help=f"how many times a step is timed, at least 2 (150; {FEW} where it is {DEAR} times "
         "as long as a plain one)",
     )
     add(
@@ -808,6 +845,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help="a step that is predicted to take longer is not run, and one of which "
         f"{FEW} would is timed once (%(default)g)",
+    )
+    add(
+        "--scan",
+        type=_arguments.positive_int,
+        default=1,
+        metavar="N",
+        help="steps of ours in a compiled call, under `jax.lax.scan` (%(default)d); the times are "
+        "those of a step",
     )
     add("--no-peers", action="store_true", help="leave TorchJD out where it is installed")
     add("--out", type=Path, default=Path("results/cost"), help="output folder (%(default)s)")
@@ -836,7 +881,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     start = time.perf_counter()
     console = Console()
-    limits = Limits(options.rounds, options.max_gib, options.max_seconds)
+    limits = Limits(options.rounds, options.scan, options.max_gib, options.max_seconds)
     left_out = options.no_peers or options.quick  # to import PyTorch alone takes seconds
     no_peers = "TorchJD was left out." if left_out else why_no_peers()
     results: list[dict[str, Any]] = []

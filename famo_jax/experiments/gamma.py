@@ -41,6 +41,7 @@ import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import SymmetricalLogLocator
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -237,16 +238,6 @@ class Reference(NamedTuple):
     stl_test: Array  # [K]
     si_validation: Array  # [seeds], delta m
     si: Array  # [seeds], delta m on test
-
-
-def digits_cells(batch_sizes: Sequence[int], normalizers: Sequence[Any]) -> list[Cell]:
-    """Every normaliser at the middle batch size; the paper's and none at the others."""
-    middle = sorted(batch_sizes)[len(batch_sizes) // 2]
-    return [
-        Cell(size, mode, normalizer)
-        for size, mode, normalizer in itertools.product(batch_sizes, MODES, normalizers)
-        if size == middle or normalizer in ("harmonic", None)
-    ]
 
 
 def digits_settings(gammas: Sequence[float], rates: Sequence[float]) -> list[Setting]:
@@ -632,7 +623,7 @@ def run_study(options: argparse.Namespace, progress: Progress) -> Results:
             for num_tasks in sorted(options.tasks, reverse=True)
             for mode in MODES
         }
-        cells = digits_cells(sizes, options.normalizer)
+        cells = list(itertools.starmap(Cell, itertools.product(sizes, MODES, options.normalizer)))
         # The longest first, so that none is left alone at the end.
         running = {
             cell: pool.submit(
@@ -875,11 +866,7 @@ SIZE_COLOURS = ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#56b4e9", "#000000"
 
 def draw_batches(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Over gamma at the paper's rate, or the lowest: Δm against frozen at each batch size."""
-    normalizers = [
-        name
-        for name in ("harmonic", None)
-        if name in {figures["normalizer"] for figures in summary}
-    ]
+    normalizers = list(dict.fromkeys(figures["normalizer"] for figures in summary))
     sizes = sorted({figures["batch_size"] for figures in summary})
     with _study.style():
         figure = Figure(figsize=(8.5, 2.4 * len(normalizers) + 0.4), dpi=200, layout="constrained")
@@ -887,8 +874,6 @@ def draw_batches(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             len(normalizers), len(MODES), squeeze=False, sharey=True, sharex=True
         )
         for figures in summary:
-            if figures["normalizer"] not in normalizers:
-                continue
             panel = axes[
                 normalizers.index(figures["normalizer"]), list(MODES).index(figures["mode"])
             ]
@@ -897,6 +882,7 @@ def draw_batches(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.axhline(0, color="black", linewidth=0.8)
             panel.set_title(f"{list(MODES)[column]}, {normalizers[row] or 'c = 1'}")
             panel.set_yscale("symlog", linthresh=10)  # where runs fail intervals are wide
+            panel.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=[1, 2]))
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             if row == len(normalizers) - 1:
                 panel.set_xlabel("gamma")

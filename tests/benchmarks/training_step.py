@@ -1,6 +1,6 @@
 """A whole training step of every method beside TorchJD. Prints a table; run it by hand.
 
-    python tests/benchmarks/training_step.py [--tasks 10 40] [--width 860] [--rounds 20]
+    python tests/benchmarks/training_step.py [--tasks 10 40] [--width 860] [--rounds 20] [--rest 0.01]
 
 A network of about a million parameters (256 inputs, two hidden layers, one output a task), batch
 64, Adam. Each side as its users run it: ours jitted, with the state donated; TorchJD eager. All
@@ -139,6 +139,12 @@ def main():
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--width", type=int, default=860)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=0.01,
+        help="seconds before each call, in which the other library's threads end to spin",
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     for num_tasks in arguments.tasks:
@@ -154,7 +160,7 @@ def main():
         for repeat in range(-2, arguments.rounds):
             for name in times:
                 for side, calls in enumerate(pairs):
-                    time.sleep(0.01)  # until the other library's threads no longer spin
+                    time.sleep(arguments.rest)
                     start = time.perf_counter()
                     calls[name]()
                     if repeat >= 0:

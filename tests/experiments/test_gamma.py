@@ -145,12 +145,6 @@ def test_frozen_logits_weigh_all_tasks_alike_and_others_do_not():
     np.testing.assert_allclose(frozen.test[0, 0], si.test, rtol=0.02, atol=0.2)
 
 
-def test_cells_take_every_normaliser_at_the_middle_batch_size():
-    cells = gamma.digits_cells([8, 32, 128], gamma.NORMALIZERS)
-    assert len(set(cells)) == len(cells) == 2 * (2 + 4 + 2)
-    assert {cell.normalizer for cell in cells if cell.batch_size == 32} == set(gamma.NORMALIZERS)
-
-
 def test_validation_alone_chooses():
     settings = gamma.digits_settings([0.0, 1e-3], [0.025])
     stl = np.ones(digits.K)
