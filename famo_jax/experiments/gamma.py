@@ -882,7 +882,9 @@ def draw_batches(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.axhline(0, color="black", linewidth=0.8)
             panel.set_title(f"{list(MODES)[column]}, {normalizers[row] or 'c = 1'}")
             panel.set_yscale("symlog", linthresh=10)  # where runs fail intervals are wide
-            panel.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=[1, 2]))
+            panel.yaxis.set_major_locator(
+                SymmetricalLogLocator(base=10, linthresh=10, subs=[1, 2, 5])
+            )
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             if row == len(normalizers) - 1:
                 panel.set_xlabel("gamma")

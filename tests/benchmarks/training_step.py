@@ -1,6 +1,6 @@
 """A whole training step of every method beside TorchJD. Prints a table; run it by hand.
 
-    python tests/benchmarks/training_step.py [--tasks 10 40] [--width 860] [--rounds 20] [--rest 0.01]
+    python tests/benchmarks/training_step.py [--tasks K ...] [--width N] [--rounds N] [--rest SECONDS]
 
 A network of about a million parameters (256 inputs, two hidden layers, one output a task), batch
 64, Adam. Each side as its users run it: ours jitted, with the state donated; TorchJD eager. All
