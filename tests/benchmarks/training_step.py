@@ -1,6 +1,6 @@
 """A whole training step of every method beside TorchJD. Prints a table; run it by hand.
 
-    python tests/benchmarks/training_step.py [--tasks K ...] [--width N] [--rounds N] [--rest SECONDS]
+    python tests/benchmarks/training_step.py [--tasks K ...] [--width N] [--rounds N] [--rest S]
 
 A network of about a million parameters (256 inputs, two hidden layers, one output a task), batch
 64, Adam. Each side as its users run it: ours jitted, with the state donated; TorchJD eager. All
