@@ -452,7 +452,8 @@ def losses_and_grads(
         pytree of K scalars, or ``(losses, aux)``.
       has_aux: Whether it returns ``(losses, aux)``.
       chunk_size: How many of the K backward passes of an aggregation method run at once. Default:
-        all; fewer need less memory.
+        all; fewer need less memory, but a loop, in which convolutions on a CPU are many times
+        slower.
       normalizer: As in :func:`weighted_loss`.
 
     Returns:
