@@ -38,12 +38,24 @@ def command(main: Callable[_P, None]) -> Callable[_P, None]:
             sys.exit(1)
         except OSError as error:
             sys.exit(f"error: {error}")
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            sys.exit(f"error: too little memory for so much at once ({error})")
+        except (MemoryError, RuntimeError, AssertionError) as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                sys.exit(f"error: too little memory for so much at once ({error})")
+            if not _has_device():
+                platforms = os.environ.get("JAX_PLATFORMS", "")
+                sys.exit(
+                    f"error: JAX finds no device for JAX_PLATFORMS={platforms!r}. {error}".strip()
+                )
+            raise
 
     return run
+
+
+def _has_device() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):  # the second where a plugin is not installed
+        return False
 
 
 def positive_int(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import pkgutil
 import subprocess
 import sys
@@ -194,6 +195,24 @@ def test_a_terminal_without_a_delta_gets_question_marks(monkeypatch):
     _arguments.command(lambda: print("Δm"))()
     ascii_only.flush()
     assert ascii_only.buffer.getvalue() == b"?m\n"
+
+
+@pytest.mark.parametrize("platform", ["none", "cuda"])
+def test_no_device(platform, tmp_path):
+    if platform == "cuda" and jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
+    ran = subprocess.run(
+        [sys.executable, "-m", "famo_jax.experiments.digits", *sizes.split(), "--out", tmp_path],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    words = f"error: JAX finds no device for JAX_PLATFORMS='{platform}'."
+    assert ran.stderr.splitlines()[-1].startswith(words)
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_reader_that_has_gone():
