@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,15 @@ def change_data(folder, change):
         path.write_bytes(change(path.read_bytes()))
 
 
+def other_content(folder):
+    """Whole, but not what is saved here."""
+    path = folder.absolute() / "stl" / "4"
+    shutil.rmtree(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"params": jnp.zeros(3)})
+    path.with_suffix(_checkpoint.DIGEST).write_text(_checkpoint._digest(path))
+
+
 def flip(data):
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
@@ -326,6 +336,7 @@ BAD = {
         lambda folder: change_data(folder, lambda data: data[:-100]),
         "stl/4, which is damaged",
     ),
+    "other content": (other_content, "expected checkpoints of this version of famo_jax, got "),
     "one bit wrong": (lambda folder: change_data(folder, flip), "stl/4, which is damaged"),
     "emptied": (
         lambda folder: [path.unlink() for path in content(folder / "stl" / "4")],

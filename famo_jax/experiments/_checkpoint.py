@@ -166,7 +166,10 @@ def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
     if last.with_suffix(DIGEST).read_text(encoding="utf-8") != _digest(last):
         _refuse(parser, f"a checkpoint in {last}, which is damaged")
     with ocp.StandardCheckpointer() as checkpointer:
-        return Saved(max(steps), np.asarray(checkpointer.restore(last)["leaves"]))
+        content = checkpointer.restore(last)
+    if set(content) != {"leaves"}:
+        _refuse(parser, f"checkpoints of this version of famo_jax, got {last}")
+    return Saved(max(steps), np.asarray(content["leaves"]))
 
 
 def _digest(folder: Path) -> str:

@@ -4,12 +4,12 @@ Run as ``python -m famo_jax.experiments.cost``. All steps share network, batch a
 is donated, as in training. Besides the methods there are four yardsticks:
 
 * plain: the mean of the losses, differentiated without this library;
-* carry: the plain step, which hands FAMO's state through untouched. What one-pass FAMO takes more
-  than this is arithmetic; what this takes more than the plain step is the price of six more arrays
-  in a call, which ``--scan`` spreads over several steps;
+* carry: the plain step, which hands FAMO's state through untouched. What this takes more is
+  the price of six more arrays in a call, and what one-pass FAMO takes more than this that of its
+  kernels; ``--scan`` shows both where a call makes several steps;
 * forward: the losses alone;
 * look-again: the plain step and the losses after it, compiled as one. Two-pass FAMO less this is
-  what FAMO's own arithmetic takes.
+  FAMO's own arithmetic and the carrying of its state.
 
 All are called in turn, in random order, so that each meets the same disturbances of the machine;
 what is reported are medians and quartiles, ratios and differences being taken within a round. With
@@ -510,7 +510,7 @@ def _predict(
     # The Gram matrix alone grows with the square of K.
     growth = (num_tasks / before["num_tasks"]) ** 2
     predicted = growth * (seconds["median"] if stopped is None else stopped["predicted"])
-    if predicted > limits.max_seconds:
+    if limits.scan * predicted > limits.max_seconds:
         reason = f"that at {before['num_tasks']:,} tasks, times the square of their ratio"
         return {"limit": "time", "predicted": predicted, "by": reason}
     return None
@@ -616,7 +616,8 @@ def notes(limits: Limits) -> list[str]:
         "plain step, which hands FAMO's state through untouched. look-again: the plain step and a "
         "second forward pass, compiled as one. memory: temporary, over the plain "
         f"step's. *: timed once. GiB or s: not run, since predicted over {limits.max_gib:g} GiB or "
-        f"{limits.max_seconds:g} s a step."
+        f"{limits.max_seconds:g} s a call.",
+        *([f"A call of ours makes {limits.scan} steps, TorchJD's one."] if limits.scan > 1 else []),
     ]
 
 
@@ -748,7 +749,7 @@ def _draw_split(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
         parts = (
             ("plain step", plain, "#999999"),
             ("second forward pass", figures["second_forward"]["median"], "#56b4e9"),
-            ("FAMO's own arithmetic", figures["own_arithmetic"]["median"], "#d55e00"),
+            ("FAMO's arithmetic and state", figures["own_arithmetic"]["median"], "#d55e00"),
         )
         for label, seconds, colour in parts:
             axes.bar(
@@ -843,7 +844,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_arguments.positive_float,
         default=2.0,
         metavar="S",
-        help="a step that is predicted to take longer is not run, and one of which "
+        help="a call that is predicted to take longer is not run, and one of which "
         f"{FEW} would is timed once (%(default)g)",
     )
     add(
@@ -852,7 +853,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=1,
         metavar="N",
         help="steps of ours in a compiled call, under `jax.lax.scan` (%(default)d); the times are "
-        "those of a step",
+        "those of a step. On a CPU not for conv: convolutions in a loop are slow there",
     )
     add("--no-peers", action="store_true", help="leave TorchJD out where it is installed")
     add("--out", type=Path, default=Path("results/cost"), help="output folder (%(default)s)")

@@ -143,7 +143,7 @@ def main():
         "--rest",
         type=float,
         default=0.01,
-        help="seconds before each call, in which the other library's threads end to spin",
+        help="seconds before each call, so that the other library's threads stop spinning",
     )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -157,6 +157,13 @@ def test_a_scan_makes_the_same_steps(name):
     assert np.all(losses[0] < 0.999 * cost.task_losses(params, batch))
 
 
+def test_a_scan_makes_the_forward_pass_anew_in_each_step():
+    params, batch = cost.make_problem(TINY["mlp"], 3)
+    functions, entry = cost.compile_step("forward", 3, params, batch, 4).as_text().split("ENTRY")
+    assert functions.count(" dot(") == len(params)  # in the loop's body
+    assert " dot(" not in entry  # as they would be if they were made once for all steps
+
+
 def test_dear_steps_are_timed_less_often(clock):
     figures = run(cost.Limits(scan=1, rounds=60, max_gib=1, max_seconds=110))
     timed = {name: each["timed"] for name, each in figures.items()}
@@ -246,9 +253,12 @@ def test_where_it_stops_is_a_result(tiny, tmp_path, capsys):
 
 
 def test_one_method_alone(tiny, tmp_path, capsys):
-    arguments = ["--tasks", "3", "--network", "mlp", "--methods", "famo-one-pass"]
+    arguments = ["--tasks", "3", "--network", "mlp", "--methods", "famo-one-pass", "--scan", "3"]
     cost.main([*arguments, "--rounds", "2", "--no-peers", "--out", str(tmp_path)])
-    assert "one-pass / plain at most 1.02: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "one-pass / plain at most 1.02: " in printed
+    assert "A call of ours makes 3 steps" in printed
+    assert json.loads((tmp_path / "cost.json").read_text())["settings"]["scan"] == 3
     assert (tmp_path / "cost.png").stat().st_size > 1000
 
 
