@@ -6,26 +6,53 @@ z = softmax(xi).
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _change, _checks, _method, _tasks
 
 EPSILON = 1e-8
 
 
+class Harmonic(NamedTuple):
+    """c is the harmonic mean of D weighted by z, as in the paper."""
+
+
+class Geometric(NamedTuple):
+    """c is the geometric mean of D weighted by z."""
+
+
+class Arithmetic(NamedTuple):
+    """c is the arithmetic mean of D weighted by z."""
+
+
+class Unit(NamedTuple):
+    """c is 1."""
+
+
+# In a state a normalizer is a node without leaves, which every transformation and format keeps.
+Normalizer: TypeAlias = Harmonic | Geometric | Arithmetic | Unit
+NormalizerName: TypeAlias = Literal["harmonic", "geometric", "arithmetic"] | None
+NORMALIZERS: dict[Any, Normalizer] = {
+    "harmonic": Harmonic(),
+    "geometric": Geometric(),
+    "arithmetic": Arithmetic(),
+    None: Unit(),
+}
+
+
 class FamoState(NamedTuple):
-    """The state of FAMO. Everything has the default float dtype, whatever the parameters have."""
+    """The state of FAMO. Arrays have the default float dtype, whatever the parameters have."""
 
     logits: jax.Array  # [K], xi
     opt_state: optax.OptState  # of the logits' optimizer: Adam's moments
     min_losses: jax.Array  # [K], b
     losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
+    normalizer: Normalizer = Harmonic()  # of the weighted loss: no array
 
 
 # --- The weighted loss: equation 11 --------------------------------------------------------------
@@ -36,29 +63,27 @@ def _gap(losses: jax.Array, min_losses: jax.Array) -> jax.Array:
     return losses - min_losses + EPSILON
 
 
-@_core.scalarize.register
-def _(
-    state: FamoState, losses: jax.Array, *, where: jax.Array, normalizer: _core.Normalizer
-) -> jax.Array:
-    losses = _core.flatten_tasks(losses, "losses", state.logits.size)
+@_method.weighting(FamoState, tasks="logits", last=True)
+def scalarize_famo(state: FamoState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The weighted loss L, ``[]``, of K losses, of which those of absent tasks do not matter."""
     # An absent task is weighed by the loss last seen, and left out before it was seen above its
     # bound.
-    seen = where | (jnp.isfinite(state.losses) & (_gap(state.losses, state.min_losses) > 0))
-    losses = jnp.where(where, losses, jnp.where(seen, state.losses, state.min_losses + 1))
+    seen = present | (jnp.isfinite(state.losses) & (_gap(state.losses, state.min_losses) > 0))
+    losses = jnp.where(present, losses, jnp.where(seen, state.losses, state.min_losses + 1))
 
     log_d = jnp.log(_gap(losses, state.min_losses))
     log_z = jax.nn.log_softmax(jnp.where(seen, state.logits, -jnp.inf))
-    match normalizer:
-        case "harmonic":
+    match state.normalizer:
+        case Harmonic():
             log_c = -jax.nn.logsumexp(log_z - log_d)
-        case "geometric":
+        case Geometric():
             log_c = jnp.sum(jnp.exp(log_z) * log_d)
-        case "arithmetic":
+        case Arithmetic():
             log_c = jax.nn.logsumexp(log_z + log_d)
-        case None:
+        case Unit():
             log_c = jnp.zeros(())
     cz = jax.lax.stop_gradient(jnp.exp(log_c + log_z))
-    return jnp.sum(jnp.where(where, cz, 0) * log_d)  # eq. 11: c * sum_i z_i log D_i
+    return jnp.sum(jnp.where(present, cz, 0) * log_d)  # eq. 11: c * sum_i z_i log D_i
 
 
 def task_weights(state: chex.ArrayTree) -> jax.Array:
@@ -83,7 +108,7 @@ def task_weights(state: chex.ArrayTree) -> jax.Array:
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, section 3.2
     """
-    method_state = _core.find_state(state)
+    method_state = _method.find_state(state)
     if not hasattr(method_state, "logits"):
         raise ValueError(
             f"`state`: expected one with task logits, got {type(method_state).__name__}"
@@ -98,6 +123,8 @@ def logits_optimizer(
     learning_rate: optax.ScalarOrSchedule = 0.025,
     weight_decay: chex.Numeric = 1e-3,
     optimizer: optax.GradientTransformation | None = None,
+    *,
+    smoothing: chex.Numeric = 0.0,
 ) -> optax.GradientTransformation:
     r"""The optimizer of the task logits: decay that is coupled, then Adam.
 
@@ -108,16 +135,19 @@ def logits_optimizer(
     gets, and a new one means to compile again.
 
     Args:
-      learning_rate: Of Adam, a scalar or a schedule. Unused if ``optimizer`` is given.
+      learning_rate: Of Adam, a scalar or a schedule. Not with ``optimizer``.
       weight_decay: gamma. Pulls the logits to zero, so the task weights to equality.
       optimizer: What to use instead of Adam, without decay of its own: ``optax.sgd(beta)`` gives
-        Algorithm 1, ``optax.chain(optax.ema(0.9), optax.adam(0.025))`` smooths the change first.
+        Algorithm 1.
+      smoothing: The decay of an average of delta + gamma xi (:func:`optax.ema`), taken before the
+        optimizer. At least 0 and below 1; 0 is the paper.
 
     Returns:
       A gradient transformation for an array of logits.
 
     Raises:
-      ValueError: If a rate is negative or no scalar, or ``optimizer`` no gradient transformation.
+      ValueError: If a rate is negative or no scalar, ``smoothing`` not below 1, ``optimizer`` no
+        gradient transformation, or given beside a ``learning_rate``.
 
     Example:
       >>> import jax.numpy as jnp, famo_jax
@@ -132,9 +162,12 @@ def logits_optimizer(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
     """
-    _core.check_rate("weight_decay", weight_decay)
-    inner = _core.adam_unless(optimizer, learning_rate)
-    return optax.chain(optax.add_decayed_weights(weight_decay), inner)
+    _checks.check_rate("weight_decay", weight_decay)
+    _checks.check_decay("smoothing", smoothing)
+    links = [optax.add_decayed_weights(weight_decay)]  # coupled: before the moments
+    if not isinstance(smoothing, int | float) or smoothing != 0:
+        links.append(optax.ema(smoothing))
+    return optax.chain(*links, _checks.adam_unless(optimizer, learning_rate))
 
 
 def step_logits(
@@ -166,6 +199,7 @@ def _step(
     before: jax.Array,
     after: jax.Array,
     present: jax.Array,
+    *,
     optimizer: optax.GradientTransformation,
 ) -> FamoState:
     """One update of the state by the losses before and after, all ``[K]``."""
@@ -174,7 +208,7 @@ def _step(
     measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
     log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
     stepped: FamoState = step_logits(state, log_before - log_after, measured, optimizer)
-    return stepped._replace(losses=_core.last_seen(state.losses, present, before, after))
+    return stepped._replace(losses=_tasks.last_seen(state.losses, present, before, after))
 
 
 def update_logits(
@@ -235,14 +269,14 @@ def update_logits(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
     """
-    famo_state = _core.find_state(state)
+    famo_state = _method.find_state(state)
     if not isinstance(famo_state, FamoState):
         raise ValueError(f"`state`: expected a FamoState, got {type(famo_state).__name__}")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(
             f"`optimizer`: expected what `logits_optimizer` returns, got {type(optimizer).__name__}"
         )
-    with _core.naming_what_jit_rejects(losses=losses, new_losses=new_losses, where=where):
+    with _tasks.naming_what_jit_rejects(losses=losses, new_losses=new_losses, where=where):
         new_state: FamoState = _update_logits(
             famo_state, losses, new_losses, where, optimizer=optimizer
         )
@@ -267,10 +301,10 @@ def _update_logits(
         )
     return _step(
         state,
-        _core.flatten_tasks(losses, "losses", num_tasks),
-        _core.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses),
-        _core.flatten_where(where, new_losses, num_tasks),
-        optimizer,
+        _tasks.flatten_tasks(losses, "losses", num_tasks),
+        _tasks.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses),
+        _tasks.flatten_where(where, new_losses, num_tasks),
+        optimizer=optimizer,
     )
 
 
@@ -283,6 +317,8 @@ def famo(
     learning_rate: optax.ScalarOrSchedule = 0.025,
     weight_decay: chex.Numeric = 1e-3,
     min_losses: chex.ArrayTree = 0.0,
+    normalizer: NormalizerName = "harmonic",
+    smoothing: chex.Numeric = 0.0,
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Fast adaptive multitask optimization, as a gradient transformation.
@@ -314,16 +350,22 @@ def famo(
 
     Args:
       num_tasks: K, the number of losses.
-      learning_rate: Of the logits' Adam: a scalar or a schedule. 0 freezes the logits.
-      weight_decay: gamma, which pulls the weights to equality. What fits falls with the number of
-        tasks and with the relative size of a step: 1e-3 / K is worth a trial.
+      learning_rate: Of the logits' Adam: a scalar or a schedule. 0 freezes the logits. Not with
+        ``optimizer``.
+      weight_decay: gamma, which pulls the weights to equality. Choose it on validation from 0,
+        1e-3, 1e-2 and 0.1; where you cannot, take 0.1 / K. If the weights stay flat, lower it.
       min_losses: The lower bounds b of the losses: one for all, ``[K]``, or a pytree of scalars
-        structured as the losses, matched by position. Read by ``init``; the state keeps them.
-        Every loss must stay above its bound.
-      optimizer: Instead of Adam, without decay of its own. Then ``learning_rate`` is unused.
+        structured as the losses. Read by ``init``; the state keeps them. Every loss must stay
+        above its bound.
+      normalizer: c, so the length of the gradient, never its direction: the ``"harmonic"`` (the
+        paper's), ``"geometric"`` or ``"arithmetic"`` mean of D weighted by z, or 1 with None.
+      smoothing: The decay of an average of the change over steps (:func:`optax.ema`), of which the
+        logits' optimizer sees what it saw of the change. At least 0 and below 1; 0 is the paper.
+      optimizer: Instead of Adam, without decay of its own.
 
-    Any of ``learning_rate``, ``weight_decay`` and ``min_losses`` may be traced: a sweep is one
-    :func:`jax.vmap`. Under ``optax.inject_hyperparams`` give ``static_args=("num_tasks",)``.
+    Any of ``learning_rate``, ``weight_decay``, ``min_losses`` and ``smoothing`` may be traced: a
+    sweep is one :func:`jax.vmap`. Under ``optax.inject_hyperparams`` give
+    ``static_args=("num_tasks",)``.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`FamoState`.
@@ -356,87 +398,23 @@ def famo(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023: Algorithms 1 and 2, equations 8 to 12
     """
-    _core.check_num_tasks(num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    _checks.check_one_of("normalizer", normalizer, NORMALIZERS)
 
-    def bounds() -> jax.Array:
-        return _core.flatten_tasks(min_losses, "min_losses", num_tasks, broadcast=True)
-
+    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _core.check_finite("min_losses", min_losses)
-    inner = logits_optimizer(learning_rate, weight_decay, optimizer)
+    _checks.check_finite("min_losses", min_losses)
+    inner = logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
-    def init_fn(params: optax.Params) -> FamoState:
-        del params
+    def init() -> FamoState:
         logits = jnp.zeros(num_tasks)
         return FamoState(
             logits=logits,
             opt_state=inner.init(logits),
             min_losses=jnp.array(bounds(), logits.dtype),  # a copy: states are donated
             losses=jnp.full_like(logits, jnp.inf),
+            normalizer=NORMALIZERS[normalizer],
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: FamoState,
-        params: optax.Params | None = None,
-        *,
-        losses: chex.ArrayTree,
-        losses_fn: Callable[[optax.Params], chex.ArrayTree] | None = None,
-        new_losses: chex.ArrayTree | None = None,
-        where: chex.ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, FamoState]:
-        del extra_args
-        _core.check_state(state, FamoState, logits=(num_tasks,))
-        before, after = before_and_after(
-            updates, state.losses, params, losses, losses_fn, new_losses
-        )
-        present = _core.flatten_where(where, losses, num_tasks)
-        return updates, _step(state, before, after, present, inner)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def before_and_after(
-    updates: optax.Updates,
-    last_losses: jax.Array,
-    params: optax.Params | None,
-    losses: chex.ArrayTree,
-    losses_fn: Callable[[optax.Params], chex.ArrayTree] | None,
-    new_losses: chex.ArrayTree | None,
-) -> tuple[jax.Array, jax.Array]:
-    """The losses between which an update measures the change: two-pass or one-pass. ``[K]``."""
-    if losses_fn is not None:
-        if new_losses is not None:
-            raise ValueError("expected one of `losses_fn` and `new_losses`, got both")
-        if not callable(losses_fn):
-            raise ValueError(f"`losses_fn`: expected a function, got {type(losses_fn).__name__}")
-        new_losses = losses_fn(_params_after(updates, params))
-    num_tasks = last_losses.size
-    now = _core.flatten_tasks(losses, "losses", num_tasks)
-    if losses_fn is None and new_losses is None:
-        return last_losses, now
-    name = "new_losses" if losses_fn is None else "losses_fn"
-    return now, _core.flatten_tasks(new_losses, name, num_tasks, like=losses)
-
-
-def _params_after(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
-    if params is None:
-        raise ValueError(
-            "`params`: expected the parameters, at which `losses_fn` is evaluated, got None"
-        )
-    nodes = jax.tree.leaves(
-        (updates, params), is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-    )
-    if any(isinstance(node, optax.MaskedNode) for node in nodes):
-        raise ValueError(
-            "`losses_fn`: expected all parameters, got some masked: famo stands outside of "
-            "optax.masked and optax.partition, last in a chain with them"
-        )
-    try:
-        return optax.apply_updates(params, updates)
-    except (ValueError, TypeError) as error:
-        own, other = (jax.tree.map(jnp.shape, tree) for tree in (updates, params))
-        raise ValueError(f"`params`: expected the shapes of the updates, {own}, got {other}") from (
-            error
-        )
+    learn = functools.partial(_step, optimizer=inner)
+    return _change.from_changes(init, learn, check=bounds)

@@ -7,6 +7,8 @@ from typing import Any, Self
 import chex
 import optax
 
+from famo_jax import _method
+
 try:
     from flax.training import train_state
 except ImportError as error:
@@ -55,8 +57,11 @@ class TrainState(train_state.TrainState):
           The next train state.
 
         Raises:
-          ValueError: As ``tx.update`` does.
+          ValueError: As ``tx.update`` does, and if ``losses_fn`` is given to FAMO before another
+            link of its chain.
         """
+        if losses_fn is not None:
+            _method.check_last(self.opt_state)
         losses_args = {
             "losses": losses,
             "losses_fn": losses_fn,

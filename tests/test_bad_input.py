@@ -8,34 +8,30 @@ import pytest
 
 from famo_jax import (
     TrainState,
-    amortized_mgda,
-    cagrad,
-    cagrad_weights,
     check_losses,
     delta_m,
-    dwa,
     famo,
-    graddrop,
-    imtl_g,
-    imtl_g_weights,
     logits_optimizer,
     loss_weights,
     losses_and_grads,
-    ls,
     mean_rank,
+    task_weights,
+    update_logits,
+    weighted_loss,
+)
+from famo_jax.aggregation import (
+    cagrad,
+    cagrad_weights,
+    graddrop,
+    imtl_g,
+    imtl_g_weights,
     mgda,
     mgda_weights,
     nash_mtl,
     nash_mtl_weights,
     pcgrad,
-    rlw,
-    si,
-    stl,
-    task_weights,
-    update_logits,
-    uw,
-    weighted_loss,
 )
+from famo_jax.weighting import amortized_mgda, dwa, ls, rlw, si, stl, uw
 
 STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
 TX = optax.chain(optax.sgd(0.1), famo(2))
@@ -109,6 +105,46 @@ ERRORS = [
         lambda: update_logits(STATE, LOSSES, LOSSES, optax.adam(0.1)),
         "`optimizer`: expected the one that `state.opt_state` belongs to",
     ),
+    # what stands beside an optimizer, and was ignored
+    (
+        lambda: famo(2, learning_rate=0.1, optimizer=optax.sgd(1.0)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    (
+        lambda: logits_optimizer(optax.constant_schedule(0.1), optimizer=optax.sgd(1.0)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    (
+        lambda: uw(2, learning_rate=0.1, optimizer=optax.sgd(1.0)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    (
+        lambda: amortized_mgda(2, learning_rate=0.1, optimizer=optax.sgd(1.0)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    # smoothing
+    (lambda: famo(2, smoothing=1.0), "`smoothing`: expected a number of at least 0 and below 1"),
+    (lambda: famo(2, smoothing=-0.1), "`smoothing`: expected a finite number of at least 0"),
+    (lambda: logits_optimizer(smoothing="a"), "`smoothing`: expected a scalar, got 'a'"),
+    # bounds of other names than the losses
+    (
+        lambda: famo(2, min_losses={"a": 0.0, "c": 0.0}).update(
+            (), STATE, losses={"a": 1.0, "b": 1.0}
+        ),
+        "`min_losses`: expected the structure of the losses",
+    ),
+    (
+        lambda: si(min_losses={"a": 0.0, "c": 0.0}).update(
+            (), si(min_losses=[0.0, 0.0]).init(None), losses={"a": 1.0, "b": 1.0}
+        ),
+        "`min_losses`: expected the structure of the losses",
+    ),
+    (
+        lambda: si(min_losses=[0.0, 0.0]).update(
+            (), si(min_losses=[0.0, 0.0]).init(None), losses=jnp.ones(3)
+        ),
+        "`min_losses`: expected num_tasks = 3 values, got 2",
+    ),
     # losses
     (lambda: weighted_loss(jnp.ones(3), STATE), "`losses`: expected num_tasks = 2 values, got 3"),
     (lambda: weighted_loss({"a": 1.0}, STATE), "`losses`: expected num_tasks = 2 values, got 1"),
@@ -159,8 +195,8 @@ ERRORS = [
     (lambda: update(None, losses_fn=lambda params: params), "`params`: expected the parameters"),
     (lambda: update(losses_fn=lambda params: params[0]), "`losses_fn`: expected the structure"),
     # normalizer, where
-    (lambda: weighted_loss(LOSSES, STATE, normalizer="mean"), "`normalizer`: expected 'harmonic'"),
-    (lambda: loss_weights(LOSSES, STATE, normalizer=1.0), "`normalizer`: expected 'harmonic'"),
+    (lambda: famo(2, normalizer="mean"), "`normalizer`: expected 'harmonic'"),
+    (lambda: famo(2, normalizer=1.0), "`normalizer`: expected 'harmonic'"),
     (
         lambda: weighted_loss(LOSSES, STATE, where=[1, 0]),
         "`where`: expected bool values, got int32",
@@ -177,8 +213,14 @@ ERRORS = [
     (lambda: weighted_loss(LOSSES, ()), "`state`: expected the state of a method, or an optimizer"),
     (lambda: weighted_loss(LOSSES, None), "exactly one, got none in a NoneType"),
     (lambda: weighted_loss(LOSSES, optax.adam(0.1).init(LOSSES)), "exactly one, got none in a tup"),
-    (lambda: loss_weights(LOSSES, (STATE, STATE)), "exactly one, got FamoState and FamoState in a"),
-    (lambda: task_weights([jnp.ones(2), {"a": STATE, "b": STATE}]), "one, got FamoState and Famo"),
+    (
+        lambda: loss_weights(LOSSES, (STATE, STATE)),
+        "of exactly one method, got FamoState and FamoState",
+    ),
+    (
+        lambda: task_weights([jnp.ones(2), {"a": STATE, "b": STATE}]),
+        "one method, got FamoState and Famo",
+    ),
     (lambda: update_logits({}, LOSSES, LOSSES, OPTIMIZER), "exactly one, got none in a dict"),
     (lambda: losses_and_grads(jnp.abs)(LOSSES, state=()), "exactly one, got none in a tuple"),
     # losses_and_grads
@@ -189,10 +231,6 @@ ERRORS = [
     (
         lambda: losses_and_grads(jnp.abs, chunk_size=1.5),
         "`chunk_size`: expected an int of at least 1, got 1.5",
-    ),
-    (
-        lambda: losses_and_grads(jnp.abs, normalizer="x"),
-        "`normalizer`: expected 'harmonic'",
     ),
     (
         lambda: losses_and_grads(jnp.abs)(jnp.ones(3), state=STATE),
@@ -252,7 +290,7 @@ ERRORS = [
     (lambda: weighted_loss(np.array(["a", "b"]), STATE), "`losses`: expected floating or integer"),
     (lambda: weighted_loss(LOSSES, STATE, where=np.nan), "`where`: expected bool values, got flo"),
     (
-        lambda: weighted_loss(LOSSES, STATE, normalizer=np.array(["harmonic"])),
+        lambda: famo(2, normalizer=np.array(["harmonic"])),
         "`normalizer`: expected 'harmonic', 'geometric', 'arithmetic' or None, got array(",
     ),
     (lambda: update_logits(STATE, LOSSES, None, OPTIMIZER), "`new_losses`: expected the structure"),
@@ -317,6 +355,14 @@ ERRORS = [
     (lambda: stl(1.0), "`task`: expected an integer, got 1.0"),
     (lambda: stl("depth"), "`task`: expected an integer, got 'depth'"),
     (lambda: stl(jnp.arange(2)), "`task`: expected an integer"),
+    (
+        lambda: stl(5).update((), stl(5).init(None), losses=LOSSES),
+        "`task`: expected one of 2, from 0 on, got 5",
+    ),
+    (
+        lambda: ls([1.0, 2.0]).update((), ls([1.0, 2.0]).init(None), losses=jnp.ones(3)),
+        "`losses`: expected num_tasks = 2 values, got 3",
+    ),
     (lambda: rlw(0, key=0), "`num_tasks`: expected an int of at least 1, got 0"),
     (
         lambda: rlw(2, key=0.5),

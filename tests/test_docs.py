@@ -6,23 +6,29 @@ import pytest
 
 import famo_jax
 
-FUNCTIONS = {
-    name: value for name in famo_jax.__all__ if inspect.isfunction(value := getattr(famo_jax, name))
-}
-STATES = {
-    name: value
-    for name in famo_jax.__all__
-    if inspect.isclass(value := getattr(famo_jax, name)) and hasattr(value, "_fields")
-}
+PACKAGES = (famo_jax, famo_jax.weighting, famo_jax.aggregation)
+NAMES = {name: getattr(package, name) for package in PACKAGES for name in package.__all__}
+FUNCTIONS = {name: value for name, value in NAMES.items() if inspect.isfunction(value)}
+STATES = {name: value for name, value in NAMES.items() if hasattr(value, "_fields")}
 SECTIONS = ("Args", "Returns", "Raises", "Example", "References")
 WITHOUT = {"check_losses": {"Returns", "References"}, "losses_and_grads": {"References"}}
 
 
 def test_all_names_are_covered():
-    rest = set(famo_jax.__all__) - set(FUNCTIONS) - set(STATES)
-    assert rest <= {"TrainState"}, rest
+    assert set(NAMES) - set(FUNCTIONS) - set(STATES) == {"aggregation", "weighting"}
     assert len(FUNCTIONS) > 25
     assert len(STATES) == 14
+
+
+def test_a_name_has_one_home():
+    assert len(NAMES) == sum(len(package.__all__) for package in PACKAGES)
+    assert len(famo_jax.__all__) + len(["TrainState"]) <= 16
+    assert "TrainState" in dir(famo_jax)
+
+
+def test_unknown_names():
+    with pytest.raises(AttributeError, match="no attribute 'fame'"):
+        famo_jax.fame  # noqa: B018
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -14,8 +14,8 @@ from jax import export
 
 from famo_jax import (
     FamoState,
-    _core,
     _famo,
+    _method,
     famo,
     logits_optimizer,
     loss_weights,
@@ -100,7 +100,8 @@ def test_weighted_loss_formula(normalizer, x64):
     """L = c sum z log D, w = c z / D, in NumPy, with the four means of D."""
     rng = np.random.default_rng(1)
     losses, bounds, xi = rng.uniform(1, 5, 6), rng.uniform(-1, 0.5, 6), rng.normal(size=6)
-    state = famo(6, min_losses=bounds).init(None)._replace(logits=jnp.array(xi))
+    tx = famo(6, min_losses=bounds, normalizer=normalizer)
+    state = tx.init(None)._replace(logits=jnp.array(xi))
     d, z = losses - bounds + 1e-8, np.exp(xi) / np.exp(xi).sum()
     c = {
         "harmonic": 1 / np.sum(z / d),
@@ -108,9 +109,9 @@ def test_weighted_loss_formula(normalizer, x64):
         "arithmetic": np.sum(z * d),
         None: 1.0,
     }[normalizer]
-    ours = weighted_loss(losses, state, normalizer=normalizer)
+    ours = weighted_loss(losses, state)
     np.testing.assert_allclose(ours, c * np.sum(z * np.log(d)), rtol=1e-13)
-    weights = loss_weights(losses, state, normalizer=normalizer)
+    weights = loss_weights(losses, state)
     np.testing.assert_allclose(weights, c * z / d, rtol=1e-13)
     np.testing.assert_allclose(task_weights(state), z, rtol=1e-13)
     if normalizer == "harmonic":  # a convex combination
@@ -133,11 +134,14 @@ def test_proposition_3_2(x64):
     exact /= exact.sum()
     assert exact.min() > 0.05  # interior
 
-    tx = optax.chain(optax.sgd(alpha), famo(3, weight_decay=0.0, optimizer=optax.sgd(0.3 / alpha)))
+    logits_opt = optax.sgd(0.3 / alpha)
+    tx = optax.chain(
+        optax.sgd(alpha), famo(3, weight_decay=0.0, normalizer=None, optimizer=logits_opt)
+    )
     opt_state = tx.init(x)
 
     def step(opt_state, _):
-        grads = jax.grad(lambda x: weighted_loss(losses_fn(x), opt_state, normalizer=None))(x)
+        grads = jax.grad(lambda x: weighted_loss(losses_fn(x), opt_state))(x)
         updates, opt_state = tx.update(
             grads, opt_state, x, losses=losses_fn(x), losses_fn=losses_fn
         )
@@ -186,9 +190,10 @@ def test_derivatives_are_the_formulas():
 def test_losses_over_sixty_decades(normalizer, logits):
     """In float32 as in float64."""
     losses = np.array([1e-30, 1e-8, 1.0, 1e8, 1e30])
-    state = famo(5).init(None)._replace(logits=jnp.array(logits, jnp.float32))
-    ours = loss_weights(jnp.array(losses, jnp.float32), state, normalizer=normalizer)
-    value = weighted_loss(jnp.array(losses, jnp.float32), state, normalizer=normalizer)
+    state = famo(5, normalizer=normalizer).init(None)
+    state = state._replace(logits=jnp.array(logits, jnp.float32))
+    ours = loss_weights(jnp.array(losses, jnp.float32), state)
+    value = weighted_loss(jnp.array(losses, jnp.float32), state)
     d = losses + 1e-8
     z = np.exp(logits - np.max(logits)) / np.sum(np.exp(logits - np.max(logits)))
     c = {
@@ -416,9 +421,8 @@ def test_one_task():
     state = famo(1).init(None)
     loss = jnp.array(3.0)
     assert jax.grad(weighted_loss)(loss, state) == 1.0
-    np.testing.assert_allclose(
-        jax.grad(lambda loss: weighted_loss(loss, state, normalizer=None))(loss), 1 / 3, rtol=1e-6
-    )
+    without_c = famo(1, normalizer=None).init(None)
+    np.testing.assert_allclose(jax.grad(weighted_loss)(loss, without_c), 1 / 3, rtol=1e-6)
     state = update_logits(state, loss, loss / 2, logits_optimizer())
     np.testing.assert_array_equal(state.logits, [0.0])
 
@@ -430,17 +434,14 @@ def test_one_task():
 @pytest.mark.parametrize("absent", [np.nan, np.inf, -np.inf, -3.0, 0.0])
 def test_an_absent_task_leaks_nowhere(absent, normalizer):
     """z and c run over all tasks with the losses last seen; only its own term is dropped."""
-    state = (
-        famo(3)
-        .init(None)
-        ._replace(losses=jnp.array([1.0, 2.0, 3.0]), logits=jnp.array([0.3, 0.2, -0.5]))
-    )
+    state = famo(3, normalizer=normalizer).init(None)
+    state = state._replace(losses=jnp.array([1.0, 2.0, 3.0]), logits=jnp.array([0.3, 0.2, -0.5]))
     where = jnp.array([True, False, True])
     losses = jnp.array([1.0, absent, 3.0])
-    value, weights = jax.value_and_grad(
-        lambda losses: weighted_loss(losses, state, where=where, normalizer=normalizer)
-    )(losses)
-    full = loss_weights(jnp.array([1.0, 2.0, 3.0]), state, normalizer=normalizer)
+    value, weights = jax.value_and_grad(lambda losses: weighted_loss(losses, state, where=where))(
+        losses
+    )
+    full = loss_weights(jnp.array([1.0, 2.0, 3.0]), state)
     np.testing.assert_allclose(weights, np.where(where, full, 0), rtol=1e-6)
     assert weights[1] == 0
     assert np.isfinite(value)
@@ -460,14 +461,15 @@ def test_a_task_never_seen_is_left_out():
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_a_loss_last_seen_under_its_bound_counts_as_not_seen(normalizer):
     """It was remembered, being finite, and must not reach the tasks that are present."""
-    _, state = famo(2).update((), famo(2).init(None), losses=jnp.array([1.0, -0.1]))
+    tx = famo(2, normalizer=normalizer)
+    _, state = tx.update((), tx.init(None), losses=jnp.array([1.0, -0.1]))
     assert state.losses[1] < 0
     where = jnp.array([True, False])
     losses = jnp.array([2.0, 7.0])
-    weights = loss_weights(losses, state, where=where, normalizer=normalizer)
-    alone = loss_weights(losses, famo(2).init(None), where=where, normalizer=normalizer)
+    weights = loss_weights(losses, state, where=where)
+    alone = loss_weights(losses, tx.init(None), where=where)
     np.testing.assert_array_equal(weights, alone)
-    assert np.isfinite(weighted_loss(losses, state, where=where, normalizer=normalizer))
+    assert np.isfinite(weighted_loss(losses, state, where=where))
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -524,11 +526,11 @@ def test_a_large_optimizer_state_is_not_walked(monkeypatch):
     opt_state = optax.chain(optax.clip(1.0), optax.adam(1e-3), famo(3)).init(params)
     assert len(jax.tree.leaves(opt_state)) > 2000
     visited = []
-    is_method_state = _core._is_method_state
+    is_method_state = _method._is_method_state
     monkeypatch.setattr(
-        _core, "_is_method_state", lambda node: visited.append(node) or is_method_state(node)
+        _method, "_is_method_state", lambda node: visited.append(node) or is_method_state(node)
     )
-    found = _core.find_state(opt_state)
+    found = _method.find_state(opt_state)
     assert isinstance(found, FamoState)
     assert len(visited) < 20
     assert weighted_loss(jnp.ones(3), opt_state) == weighted_loss(jnp.ones(3), found)

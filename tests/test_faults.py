@@ -81,7 +81,7 @@ def sound_losses(params):
 
 
 def famo_of(opt_state):
-    return famo_jax._core.find_state(opt_state)
+    return famo_jax._method.find_state(opt_state)
 
 
 @functools.lru_cache
@@ -226,10 +226,10 @@ def test_one_pass_counts_a_change_that_has_no_logarithm_as_zero(seed):
 
 
 METHODS = {
-    "amortized_mgda": famo_jax.amortized_mgda(K),
-    "dwa": famo_jax.dwa(K),
-    "uw": famo_jax.uw(K),
-    "rlw": famo_jax.rlw(K, key=0),
+    "amortized_mgda": famo_jax.weighting.amortized_mgda(K),
+    "dwa": famo_jax.weighting.dwa(K),
+    "uw": famo_jax.weighting.uw(K),
+    "rlw": famo_jax.weighting.rlw(K, key=0),
 }
 
 

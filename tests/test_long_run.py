@@ -82,9 +82,9 @@ def test_the_logits_stay_within_their_bounds(long_run):
 
 METHODS = {
     "famo": famo_jax.famo(K),
-    "amortized_mgda": famo_jax.amortized_mgda(K),
-    "dwa": famo_jax.dwa(K, window=3),
-    "uw": famo_jax.uw(K),
+    "amortized_mgda": famo_jax.weighting.amortized_mgda(K),
+    "dwa": famo_jax.weighting.dwa(K, window=3),
+    "uw": famo_jax.weighting.uw(K),
 }
 
 
@@ -128,8 +128,8 @@ def with_counts(state, count):
     [
         famo(2),
         famo(2, learning_rate=optax.cosine_decay_schedule(0.1, 1000, alpha=0.5)),
-        famo_jax.amortized_mgda(2),
-        famo_jax.uw(2),
+        famo_jax.weighting.amortized_mgda(2),
+        famo_jax.weighting.uw(2),
     ],
     ids=["famo", "famo with a schedule", "amortized_mgda", "uw"],
 )

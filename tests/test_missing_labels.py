@@ -16,21 +16,21 @@ K = 4
 SGD = optax.sgd(1e-3)
 WEIGHTING = {
     "famo": famo(K, learning_rate=0.1),
-    "ls": famo_jax.ls(),
-    "si": famo_jax.si(),
-    "stl": famo_jax.stl(2),
-    "rlw": famo_jax.rlw(K, key=0),
-    "dwa": famo_jax.dwa(K),
-    "uw": famo_jax.uw(K),
-    "amortized_mgda": famo_jax.amortized_mgda(K),
+    "ls": famo_jax.weighting.ls(),
+    "si": famo_jax.weighting.si(),
+    "stl": famo_jax.weighting.stl(2),
+    "rlw": famo_jax.weighting.rlw(K, key=0),
+    "dwa": famo_jax.weighting.dwa(K),
+    "uw": famo_jax.weighting.uw(K),
+    "amortized_mgda": famo_jax.weighting.amortized_mgda(K),
 }
 AGGREGATION = {
-    "mgda": famo_jax.mgda(),
-    "pcgrad": famo_jax.pcgrad(key=0),
-    "cagrad": famo_jax.cagrad(),
-    "imtl_g": famo_jax.imtl_g(),
-    "graddrop": famo_jax.graddrop(key=0),
-    "nash_mtl": famo_jax.nash_mtl(),
+    "mgda": famo_jax.aggregation.mgda(),
+    "pcgrad": famo_jax.aggregation.pcgrad(key=0),
+    "cagrad": famo_jax.aggregation.cagrad(),
+    "imtl_g": famo_jax.aggregation.imtl_g(),
+    "graddrop": famo_jax.aggregation.graddrop(key=0),
+    "nash_mtl": famo_jax.aggregation.nash_mtl(),
 }
 TRANSFORMATIONS = {name: optax.chain(SGD, tx) for name, tx in WEIGHTING.items()} | {
     name: optax.chain(tx, SGD) for name, tx in AGGREGATION.items()
@@ -97,7 +97,7 @@ def test_a_task_trains_when_it_is_there_and_only_then(name, mode):
         assert trained.any()
     np.testing.assert_array_equal(moved, trained)
     assert (history["trunk"][6] == history["trunk"][7]).all()  # the batch without any label
-    state = famo_jax._core.find_state(opt_state)
+    state = famo_jax._method.find_state(opt_state)
     for field, leaf in getattr(state, "_asdict", dict)().items():
         if field not in ("losses", "history", "opt_state", "rng_key", "weights"):
             assert np.isfinite(leaf).all()

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from famo_jax import _core, famo, loss_weights, losses_and_grads, ls, task_weights, weighted_loss
+from famo_jax import _method, famo, loss_weights, losses_and_grads, task_weights, weighted_loss
+from famo_jax.weighting import ls
 
 NUM_TASKS = 3
 TASKS = np.array([0.3, 1.0, 3.0])  # their scales
@@ -98,7 +99,7 @@ def test_training_in_bfloat16_ends_where_float32_does(two_pass):
 def test_a_model_wholly_in_16_bits(half, normalizer):
     """Parameters and losses too: the weights are those of the rounded losses, to float32."""
     params = jax.tree.map(lambda leaf: leaf.astype(half), init(0))
-    tx = optax.chain(optax.sgd(1e-2), famo(NUM_TASKS))
+    tx = optax.chain(optax.sgd(1e-2), famo(NUM_TASKS, normalizer=normalizer))
     carry = (params, tx.init(params))
     losses_fn = lambda params, batch: task_losses(params, batch, half).astype(half)
     for _ in range(3):
@@ -114,7 +115,7 @@ def test_a_model_wholly_in_16_bits(half, normalizer):
     z = np.exp(np.asarray(opt_state[1].logits, float))
     w = z / z.sum() / np.asarray(losses, float)
     w = w / w.sum() if normalizer else w
-    in_half = loss_weights(losses, opt_state, normalizer=normalizer)
+    in_half = loss_weights(losses, opt_state)
     assert in_half.dtype == half
     np.testing.assert_allclose(
         in_half.astype(float), w, rtol=float(jnp.finfo(half).eps)
@@ -130,7 +131,8 @@ SCALE = 2.0**12
 def train_scaled(scale_loss, unscale, two_pass, scale_losses, normalizer):
     """50 steps whose gradients are ``scale_loss * scale_losses`` times too long, then unscaled."""
     bounds = -0.5 * scale_losses
-    tx = optax.chain(optax.scale(unscale), optax.adam(1e-2), famo(NUM_TASKS, min_losses=bounds))
+    method = famo(NUM_TASKS, min_losses=bounds, normalizer=normalizer)
+    tx = optax.chain(optax.scale(unscale), optax.adam(1e-2), method)
     losses_fn = lambda params: scale_losses * task_losses(params, DATA)
 
     def scaled_step(carry, _):
@@ -138,7 +140,7 @@ def train_scaled(scale_loss, unscale, two_pass, scale_losses, normalizer):
 
         def loss_fn(params):
             losses = losses_fn(params)
-            loss = weighted_loss(losses, opt_state, normalizer=normalizer)
+            loss = weighted_loss(losses, opt_state)
             return scale_loss * loss, losses
 
         grads, losses = jax.grad(loss_fn, has_aux=True)(params)
@@ -231,7 +233,7 @@ def test_inside_multi_steps_famo_sees_the_last_mini_batch(two_pass):
         elif last is not None:
             changes.append((last, losses))
         last = losses
-    logits = _core.find_state(opt_state).logits
+    logits = _method.find_state(opt_state).logits
     assert np.ptp(logits) > 0.01
     np.testing.assert_allclose(logits, logits_after(changes), rtol=1e-4)
 

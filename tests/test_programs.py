@@ -13,7 +13,7 @@ from flax import linen, nnx
 import famo_jax
 from famo_jax import (
     FamoState,
-    _core,
+    _method,
     famo,
     logits_optimizer,
     losses_and_grads,
@@ -127,7 +127,7 @@ def test_b1_nnx_one_pass():
     weights = task_weights(optimizer.opt_state)
     assert isinstance(weights, jax.Array)
     assert np.ptp(weights) > 0.01
-    state = _core.find_state(optimizer.opt_state)
+    state = _method.find_state(optimizer.opt_state)
     np.testing.assert_allclose(state.losses, history[-1], rtol=1e-6)
 
 
@@ -163,7 +163,7 @@ def test_b2_nnx_two_pass():
 def test_b2_at_learning_rate_zero_the_logits_stay():
     """Same dropout mask and batch statistics in both passes; the statistics advance once."""
     model, optimizer, _ = nnx_two_pass(0.0, 1)
-    state = _core.find_state(optimizer.opt_state)
+    state = _method.find_state(optimizer.opt_state)
     np.testing.assert_array_equal(state.logits, [0, 0, 0])
     assert optax.tree.get(state.opt_state, "count") == 1  # a step was made, of zero
 

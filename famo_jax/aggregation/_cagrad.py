@@ -1,14 +1,15 @@
 """CAGrad: the direction near the mean gradient that helps the worst task most."""
 
-import functools
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
-from famo_jax.aggregation import _gram
+from famo_jax import _checks
+from famo_jax._method import aggregation
+from famo_jax._task_gradients import Shared
+from famo_jax.aggregation import _aggregator, _solvers
 from famo_jax.aggregation._mgda import mgda_weights
 
 MAX_STEPS = 30  # of the search for the worst task's gain; 2 to 7 are usual
@@ -17,15 +18,13 @@ MAX_STEPS = 30  # of the search for the worst task's gain; 2 to 7 are usual
 Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+@aggregation
 class CagradState(NamedTuple):
     """CAGrad remembers nothing."""
 
 
-_core.scalarize.register(CagradState, _core.needs_task_gradients)
-
-
 def cagrad(
-    *, c: jax.typing.ArrayLike = 0.4, shared: _gram.Shared = None
+    *, c: jax.typing.ArrayLike = 0.4, shared: Shared = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Conflict-averse gradient descent: the best for the worst task, near the mean gradient.
 
@@ -38,35 +37,27 @@ def cagrad(
     exactly, on the device. With c = 0 it is the mean gradient, and as c grows it takes the
     direction of :func:`mgda`.
 
-    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
-    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
-    the tasks present, one boolean, ``[K]``, or structured as ``losses``. Mean and minimum are then
-    over these alone; an absent task weighs 0, whatever its gradient holds. With all absent the
-    gradient is 0.
+    With absent tasks mean and minimum are over the others. The leaves that are not ``shared`` get
+    the mean over the tasks.
 
     Where 0 is in the convex hull of the task gradients (opposite gradients, a gradient of zero;
     often with more tasks than parameters) no direction helps all tasks. The solution need not then
     be unique nor lie on the boundary of the ball: of those with :math:`g_i \cdot d \ge 0` it is
     the one nearest to the mean, so 0 where there is no other. If the gradients sum to 0, so is d.
-    A present gradient that is not finite gives NaN.
 
-    The official code divides this by :math:`1 + c^2` and multiplies it by K, on the shared
-    parameters: ``optax.chain(cagrad(c=c), optax.masked(optax.scale(K / (1 + c**2)), shared))``.
+    The official code multiplies all of this by K, and divides it by :math:`1 + c^2` on the shared
+    parameters: ``chain(cagrad(c=c, shared=shared), scale(K), masked(scale(1 / (1 + c**2)), shared))``.
 
     Args:
       c: The radius of the ball, in lengths of the mean gradient. At least 0; below 1 the average
         loss converges to a stationary point. May be traced.
-      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
-        will do) or a function of the parameters that returns one. The others, such as task heads,
-        get the plain sum over the tasks. Default: all.
+      shared: The leaves whose gradients decide. Default: all.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`CagradState`. Its
-      updates have no leading axis of K.
+      An aggregator whose state is a :class:`CagradState`.
 
     Raises:
-      ValueError: If ``c`` is negative, not finite or no scalar; if ``shared`` is no mask, or does
-        not fit; if the updates are not task-stacked.
+      ValueError: If ``c`` is negative, not finite or no scalar, or ``shared`` no mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -82,9 +73,8 @@ def cagrad(
       Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
       <https://arxiv.org/abs/2110.14048>`_, NeurIPS 2021, eq. 3 and 4
     """
-    _core.check_rate("c", c)
-    weigh = functools.partial(cagrad_weights, c=c)
-    return _gram.aggregate_by(weigh, CagradState(), shared=shared, heads="sum")
+    _checks.check_rate("c", c)
+    return _aggregator.from_gram(_weigh, CagradState, shared=shared, heads="mean", c=c)
 
 
 def cagrad_weights(
@@ -117,13 +107,15 @@ def cagrad_weights(
     References:
       As of :func:`cagrad`.
     """
-    _core.check_rate("c", c)
-    return _gram.weigh(_solve, gram, where, c)
+    _checks.check_rate("c", c)
+    return _aggregator.gram_weights(_weigh, CagradState(), gram, where, c=c)
 
 
-def _solve(gram: jax.Array, present: jax.Array, c: jax.Array) -> jax.Array:
+def _weigh(
+    gram: jax.Array, present: jax.Array, state: CagradState, *, c: jax.Array
+) -> tuple[jax.Array, CagradState]:
     c = jnp.asarray(c, gram.dtype)
-    epsilon = _gram.epsilon_of(gram)
+    epsilon = _solvers.epsilon_of(gram)
     largest = jnp.max(jnp.diag(gram))
     gram = gram / jnp.where(largest > 0, largest, 1)
     lengths = jnp.sqrt(jnp.diag(gram))
@@ -151,7 +143,7 @@ def _solve(gram: jax.Array, present: jax.Array, c: jax.Array) -> jax.Array:
 
     def nearest(gain: jax.Array) -> jax.Array:
         """Gives y for the point nearest to the mean gradient where every task gains this."""
-        y = _gram.nonnegative_least_squares(system, jnp.where(pointed, gain - along_mean, -1))
+        y = _solvers.nonnegative_least_squares(system, jnp.where(pointed, gain - along_mean, -1))
         return jnp.where(pointed, y, 0)
 
     alone = jnp.where(present, along_mean + radius * lengths, jnp.inf)  # the bounds of unit vectors
@@ -183,4 +175,4 @@ def _solve(gram: jax.Array, present: jax.Array, c: jax.Array) -> jax.Array:
     # Onto the boundary of the ball exactly, unless the largest gain is reached inside.
     distance = norm(y)
     length = radius / jnp.where(distance > 0, distance, 1)
-    return mean + y * jnp.where(inside, jnp.minimum(length, 1), length)
+    return mean + y * jnp.where(inside, jnp.minimum(length, 1), length), state

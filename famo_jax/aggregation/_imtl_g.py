@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
-from famo_jax.aggregation import _gram
+from famo_jax._method import aggregation
+from famo_jax._task_gradients import Shared
+from famo_jax.aggregation import _aggregator, _solvers
 
 
+@aggregation
 class ImtlGState(NamedTuple):
     """IMTL-G remembers nothing."""
 
 
-_core.scalarize.register(ImtlGState, _core.needs_task_gradients)
-
-
-def imtl_g(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArgs:
+def imtl_g(*, shared: Shared = None) -> optax.GradientTransformationExtraArgs:
     r"""Impartial multi-task learning: equal projections on the unit gradients of all tasks.
 
     .. math:: d = J^\top \alpha, \quad u_i \cdot d = u_j \cdot d > 0, \quad
@@ -27,33 +26,27 @@ def imtl_g(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraA
     gradients of different lengths not always the one that descends: the direction can then point
     uphill for every task. Here it has the sign that descends, and the weights then sum to -1.
 
-    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
-    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
-    the tasks present, one boolean, ``[K]``, or structured as ``losses``. The direction is the one
-    at equal angles to their gradients; an absent task weighs 0, whatever its gradient holds. With
-    all absent the gradient is 0.
+    With absent tasks the direction is the one at equal angles to the others' gradients. The leaves
+    that are not ``shared`` get the same weights.
 
     A gradient of zero has no direction and weighs 0. Linearly dependent gradients, such as those
     of more tasks than parameters, have in general no direction at equal angles: the projections
     are then as equal as can be in the least-squares sense, with the weights of least norm (after
     multiplication by the lengths of the gradients). Equal gradients so share their weight, and
     opposite ones, or any others whose unit gradients sum to 0, give 0. So do weights that sum
-    to 0, which cannot be brought to 1. A present gradient that is not finite gives NaN.
+    to 0, which cannot be brought to 1.
 
     The length is the paper's and the official code's, and unbounded where the weights almost
     cancel: ``optax.clip_by_global_norm`` behind it is a good idea.
 
     Args:
-      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
-        will do) or a function of the parameters that returns one. The others, such as task heads,
-        get the same weights. Default: all.
+      shared: The leaves whose gradients decide. Default: all.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`ImtlGState`. Its
-      updates have no leading axis of K.
+      An aggregator whose state is a :class:`ImtlGState`.
 
     Raises:
-      ValueError: If ``shared`` is no mask, or does not fit; if the updates are not task-stacked.
+      ValueError: If ``shared`` is no mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +61,7 @@ def imtl_g(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraA
       Liu et al., `Towards Impartial Multi-task Learning
       <https://openreview.net/forum?id=IMPnRXEWpvr>`_, ICLR 2021, eq. 2 and 3
     """
-    return _gram.aggregate_by(imtl_g_weights, ImtlGState(), shared=shared, heads="weights")
+    return _aggregator.from_gram(_weigh, ImtlGState, shared=shared, heads="weights")
 
 
 def imtl_g_weights(
@@ -95,13 +88,15 @@ def imtl_g_weights(
     References:
       As of :func:`imtl_g`.
     """
-    return _gram.weigh(_solve, gram, where)
+    return _aggregator.gram_weights(_weigh, ImtlGState(), gram, where)
 
 
-def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
-    cosines, norms, pointed = _gram.correlation(gram, present)
+def _weigh(gram: jax.Array, present: jax.Array, state: ImtlGState) -> tuple[jax.Array, ImtlGState]:
+    cosines, norms, pointed = _solvers.correlation(gram, present)
     # u_i.d = 1 for all i. The length is settled below; this sign descends.
-    tolerance = 8 * _gram.epsilon_of(gram)  # below it an eigenvalue may be rounding in the cosines
+    tolerance = 8 * _solvers.epsilon_of(
+        gram
+    )  # below it an eigenvalue may be rounding in the cosines
     values, vectors = jnp.linalg.eigh(cosines)
     kept = values > tolerance * values[-1]
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
@@ -109,4 +104,4 @@ def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
     alpha = jnp.where(pointed, beta / norms, 0)
     total = jnp.abs(jnp.sum(alpha))
     fixed = total > tolerance * jnp.sum(jnp.abs(alpha))
-    return jnp.where(fixed, alpha / jnp.where(fixed, total, 1), 0)
+    return jnp.where(fixed, alpha / jnp.where(fixed, total, 1), 0), state

@@ -6,48 +6,39 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
-from famo_jax.aggregation import _gram
+from famo_jax._method import aggregation
+from famo_jax._task_gradients import Shared
+from famo_jax.aggregation import _aggregator, _solvers
 
 
+@aggregation
 class MgdaState(NamedTuple):
     """MGDA remembers nothing."""
 
 
-_core.scalarize.register(MgdaState, _core.needs_task_gradients)
-
-
-def mgda(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArgs:
+def mgda(*, shared: Shared = None) -> optax.GradientTransformationExtraArgs:
     r"""Multiple-gradient descent: the shortest convex combination of the task gradients.
 
     .. math:: d = J^\top z, \quad z = \arg\min_{z \in \Delta} \tfrac12 \lVert J^\top z \rVert^2
 
     so that :math:`g_i \cdot d \ge \lVert d \rVert^2` for every task i, and d = 0 exactly where no
-    direction descends on all tasks. It stands first in its chain and takes task-stacked gradients,
-    as :func:`losses_and_grads` gives them.
-
-    ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are the tasks
-    present, one boolean, ``[K]``, or structured as ``losses``. The minimum is then over the convex
-    hull of their gradients alone; an absent task weighs 0, whatever its gradient holds. With all
-    absent the gradient is 0.
+    direction descends on all tasks. With absent tasks the hull is that of the others' gradients. The
+    leaves that are not ``shared`` get the same weights.
 
     Of two equal gradients it does not matter which one weighs. Opposite gradients, a gradient of
     zero, or any others with 0 in their convex hull, as is common with more tasks than parameters,
-    give d = 0 to rounding. A present gradient that is not finite gives NaN.
+    give d = 0 to rounding.
 
     The official code multiplies z by K: ``optax.chain(mgda(), optax.scale(K))``.
 
     Args:
-      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
-        will do) or a function of the parameters that returns one. The others, such as task heads,
-        get the same weights. Default: all.
+      shared: The leaves whose gradients decide. Default: all.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`MgdaState`. Its
-      updates have no leading axis of K.
+      An aggregator whose state is a :class:`MgdaState`.
 
     Raises:
-      ValueError: If ``shared`` is no mask, or does not fit; if the updates are not task-stacked.
+      ValueError: If ``shared`` is no mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,7 +54,7 @@ def mgda(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArg
       <https://doi.org/10.1016/j.crma.2012.03.014>`_, 2012; Sener and Koltun, `Multi-Task Learning
       as Multi-Objective Optimization <https://arxiv.org/abs/1810.04650>`_, NeurIPS 2018, eq. 3
     """
-    return _gram.aggregate_by(mgda_weights, MgdaState(), shared=shared, heads="weights")
+    return _aggregator.from_gram(_weigh, MgdaState, shared=shared, heads="weights")
 
 
 def mgda_weights(
@@ -90,21 +81,21 @@ def mgda_weights(
     References:
       As of :func:`mgda`.
     """
-    return _gram.weigh(_solve, gram, where)
+    return _aggregator.gram_weights(_weigh, MgdaState(), gram, where)
 
 
-def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
+def _weigh(gram: jax.Array, present: jax.Array, state: MgdaState) -> tuple[jax.Array, MgdaState]:
     norms2 = jnp.diag(gram)
     # The constraint sum_i z_i = 1 need not be imposed: for any kappa > 0 the u >= 0 that minimises
     # |J^T u|^2 + kappa^2 (sum_i u_i - 1)^2 is z times a length. With kappa as long as the shortest
     # gradient the two terms are of one size.
     largest = jnp.max(norms2)
     kappa2 = jnp.min(jnp.where(present, norms2, largest))
-    kappa2 = jnp.maximum(kappa2, _gram.epsilon_of(gram) * largest)
+    kappa2 = jnp.maximum(kappa2, _solvers.epsilon_of(gram) * largest)
     kappa2 = jnp.where(kappa2 > 0, kappa2, 1)
     both = present & present[:, None]
     system = jnp.where(both, gram + kappa2, jnp.where(jnp.eye(len(gram), dtype=bool), kappa2, 0))
-    u = _gram.nonnegative_least_squares(system, jnp.where(present, jnp.sqrt(kappa2), 0))
+    u = _solvers.nonnegative_least_squares(system, jnp.where(present, jnp.sqrt(kappa2), 0))
     u = jnp.where(present, u, 0)
     total = jnp.sum(u)
-    return u / jnp.where(total > 0, total, 1)
+    return u / jnp.where(total > 0, total, 1), state

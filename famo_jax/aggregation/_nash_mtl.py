@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
-from famo_jax.aggregation import _gram
+from famo_jax._method import aggregation
+from famo_jax._task_gradients import Shared
+from famo_jax.aggregation import _aggregator, _solvers
 
 MAX_STEPS = 100  # of Newton's method; 10 are usual, more where the gradients nearly cancel
 
@@ -15,14 +16,12 @@ MAX_STEPS = 100  # of Newton's method; 10 are usual, more where the gradients ne
 Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
+@aggregation
 class NashMtlState(NamedTuple):
     """Nash-MTL remembers nothing."""
 
 
-_core.scalarize.register(NashMtlState, _core.needs_task_gradients)
-
-
-def nash_mtl(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtraArgs:
+def nash_mtl(*, shared: Shared = None) -> optax.GradientTransformationExtraArgs:
     r"""Nash-MTL: the direction that the tasks would agree on in a bargaining game.
 
     It maximises :math:`\sum_i \log g_i \cdot d` among all d of one length, which is
@@ -38,31 +37,25 @@ def nash_mtl(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtr
     shared parameters and re-uses the weights for some steps. (Put
     ``optax.masked(optax.clip_by_global_norm(1.0), shared)`` there to clip those alone.)
 
-    It stands first in its chain and takes task-stacked gradients, as :func:`losses_and_grads`
-    gives them. ``update(updates, state, params=None, *, where=None, losses=None)``: ``where`` are
-    the tasks present, one boolean, ``[K]``, or structured as ``losses``. They bargain among
-    themselves, so K is their number; an absent task weighs 0, whatever its gradient holds. With
-    all absent the gradient is 0.
+    With absent tasks the others bargain among themselves, so that K is their number. The leaves
+    that are not ``shared`` get the same weights.
 
     A gradient of zero has no say and weighs 0. There is a solution if and only if 0 is not in the
     convex hull of the others. If it is (opposite gradients; often with more tasks than
     parameters), or so near to it that the precision of the dtype cannot tell, no direction
-    descends on all tasks and the gradient is 0. A present gradient that is not finite gives NaN.
+    descends on all tasks and the gradient is 0.
     The equation is solved for the Gram matrix as rounded in its dtype, and gradients that nearly
     cancel magnify that rounding: in float32 two that are opposite to within 1% leave a residual
     :math:`\lvert \alpha_i (G \alpha)_i - 1 \rvert` of up to 1e-2.
 
     Args:
-      shared: The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters
-        will do) or a function of the parameters that returns one. The others, such as task heads,
-        get the same weights. Default: all.
+      shared: The leaves whose gradients decide. Default: all.
 
     Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`NashMtlState`. Its
-      updates have no leading axis of K.
+      An aggregator whose state is a :class:`NashMtlState`.
 
     Raises:
-      ValueError: If ``shared`` is no mask, or does not fit; if the updates are not task-stacked.
+      ValueError: If ``shared`` is no mask.
 
     Example:
       >>> import jax.numpy as jnp
@@ -77,7 +70,7 @@ def nash_mtl(*, shared: _gram.Shared = None) -> optax.GradientTransformationExtr
       Navon et al., `Multi-Task Learning as a Bargaining Game
       <https://arxiv.org/abs/2202.01017>`_, ICML 2022, Claim 3.1
     """
-    return _gram.aggregate_by(nash_mtl_weights, NashMtlState(), shared=shared, heads="weights")
+    return _aggregator.from_gram(_weigh, NashMtlState, shared=shared, heads="weights")
 
 
 def nash_mtl_weights(
@@ -105,13 +98,15 @@ def nash_mtl_weights(
     References:
       As of :func:`nash_mtl`.
     """
-    return _gram.weigh(_solve, gram, where)
+    return _aggregator.gram_weights(_weigh, NashMtlState(), gram, where)
 
 
-def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
-    cosines, norms, pointed = _gram.correlation(gram, present)
+def _weigh(
+    gram: jax.Array, present: jax.Array, state: NashMtlState
+) -> tuple[jax.Array, NashMtlState]:
+    cosines, norms, pointed = _solvers.correlation(gram, present)
     eye = jnp.eye(len(gram), dtype=gram.dtype)
-    precision = jnp.sqrt(_gram.epsilon_of(gram))
+    precision = jnp.sqrt(_solvers.epsilon_of(gram))
 
     # G alpha = 1 / alpha is the stationarity of the strictly convex, self-concordant
     # alpha.G alpha / 2 - sum_i log alpha_i. Damped by 1 / (1 + decrement) Newton's method always
@@ -119,7 +114,7 @@ def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
     def step(carry: Carry) -> Carry:
         beta, _, count = carry
         residual = 1 - beta * (cosines @ beta)
-        relative = _gram.solve_positive(beta * cosines * beta[:, None] + eye, residual)
+        relative = _solvers.solve_positive(beta * cosines * beta[:, None] + eye, residual)
         decrement = jnp.sqrt(jnp.maximum(jnp.vdot(residual, relative), 0))
         damping = jnp.where(decrement < 0.25, 1, 1 / (1 + decrement))
         return beta * (1 + damping * relative), decrement, count + 1
@@ -135,4 +130,4 @@ def _solve(gram: jax.Array, present: jax.Array) -> jax.Array:
     # Without a solution beta grows for as long as it may.
     residual = jnp.max(jnp.abs(1 - beta * (cosines @ beta)))
     solved = (residual < 0.01) & (jnp.max(beta) < 1 / precision)
-    return jnp.where(solved & pointed, beta / norms, 0)
+    return jnp.where(solved & pointed, beta / norms, 0), state

@@ -103,35 +103,29 @@ class Method(NamedTuple):
     # (K, variant) -> what follows Adam in the chain, and by its state weighs the losses.
     weighting: Callable[[int, jax.Array], optax.GradientTransformationExtraArgs]
     variants: Literal["none", "gamma", "weight", "task"] = "none"
-    normalizer: Literal["harmonic"] | None = "harmonic"
+    has_logits: bool = False
     smooth_c: bool = False  # scaled by an average of c instead
     two_pass: bool = False
     control: str | None = None  # the same method with its logits frozen
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
 
-    @property
-    def has_logits(self) -> bool:
-        return self.weighting in (_famo, _smoothed, _frozen, _amortized_mgda)
-
 
 OTHER = "#bbbbbb"  # the colour of the methods that are beside the point
 
 
-def _famo(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.famo(num_tasks, weight_decay=gamma)
+Weighting = Callable[[int, jax.Array], optax.GradientTransformationExtraArgs]
 
 
-def _smoothed(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
-    optimizer = optax.chain(optax.ema(0.9), optax.adam(0.025))
-    return famo_jax.famo(num_tasks, weight_decay=gamma, optimizer=optimizer)
+def _famo(**settings: Any) -> Weighting:
+    return lambda num_tasks, gamma: famo_jax.famo(num_tasks, weight_decay=gamma, **settings)
 
 
-def _frozen(num_tasks: int, _: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.famo(num_tasks, learning_rate=0.0)
+def _frozen(**settings: Any) -> Weighting:
+    return lambda num_tasks, _: famo_jax.famo(num_tasks, learning_rate=0.0, **settings)
 
 
 def _amortized_mgda(num_tasks: int, gamma: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.amortized_mgda(num_tasks, weight_decay=gamma)
+    return famo_jax.weighting.amortized_mgda(num_tasks, weight_decay=gamma)
 
 
 def _aggregation(
@@ -141,51 +135,90 @@ def _aggregation(
 
 
 METHODS: dict[str, Method] = {
-    "stl": Method("a network for each task", "black", lambda _, task: famo_jax.stl(task), "task"),
-    "ls": Method("mean of the losses", "#999999", lambda *_: famo_jax.ls()),
-    "si": Method("mean of the log losses", "#56b4e9", lambda *_: famo_jax.si()),
-    "frozen": Method("FAMO, logits held at 0", "#0072b2", _frozen),
-    "frozen-no-c": Method("the same without c, which is si", "#56b4e9", _frozen, normalizer=None),
-    "famo": Method("FAMO, two-pass", "#d55e00", _famo, "gamma", two_pass=True, control="frozen"),
+    "stl": Method(
+        "a network for each task", "black", lambda _, task: famo_jax.weighting.stl(task), "task"
+    ),
+    "ls": Method("mean of the losses", "#999999", lambda *_: famo_jax.weighting.ls()),
+    "si": Method("mean of the log losses", "#56b4e9", lambda *_: famo_jax.weighting.si()),
+    "frozen": Method("FAMO, logits held at 0", "#0072b2", _frozen(), has_logits=True),
+    "frozen-no-c": Method(
+        "the same without c, which is si", "#56b4e9", _frozen(normalizer=None), has_logits=True
+    ),
+    "famo": Method(
+        "FAMO, two-pass",
+        "#d55e00",
+        _famo(),
+        "gamma",
+        has_logits=True,
+        two_pass=True,
+        control="frozen",
+    ),
     "famo-no-c": Method(
         "FAMO, two-pass, without c",
         "#e69f00",
-        _famo,
+        _famo(normalizer=None),
         "gamma",
+        has_logits=True,
         two_pass=True,
-        normalizer=None,
         control="si",
     ),
-    "famo-one-pass": Method("FAMO, one-pass", "#009e73", _famo, "gamma", control="frozen"),
+    "famo-one-pass": Method(
+        "FAMO, one-pass", "#009e73", _famo(), "gamma", has_logits=True, control="frozen"
+    ),
     "famo-one-pass-no-c": Method(
-        "FAMO, one-pass, without c", "#cc79a7", _famo, "gamma", normalizer=None, control="si"
+        "FAMO, one-pass, without c",
+        "#cc79a7",
+        _famo(normalizer=None),
+        "gamma",
+        has_logits=True,
+        control="si",
     ),
     "famo-ema": Method(
-        "FAMO, one-pass, behind optax.ema(0.9)", "#8c510a", _smoothed, "gamma", control="frozen"
+        "FAMO, one-pass, smoothed",
+        "#8c510a",
+        _famo(smoothing=0.9),
+        "gamma",
+        has_logits=True,
+        control="frozen",
     ),
     "famo-ema-no-c": Method(
-        "the same without c", "#bf812d", _smoothed, "gamma", normalizer=None, control="si"
+        "the same without c",
+        "#bf812d",
+        _famo(smoothing=0.9, normalizer=None),
+        "gamma",
+        has_logits=True,
+        control="si",
     ),
     "famo-smooth-c": Method(
         "FAMO, two-pass, log c averaged over some ten steps",
         "#666666",
-        _famo,
+        _famo(normalizer=None),
         "gamma",
+        has_logits=True,
         two_pass=True,
-        normalizer=None,
         smooth_c=True,
         control="frozen",
     ),
-    "rlw": Method("random weights", OTHER, lambda k, _: famo_jax.rlw(k, key=0)),
-    "dwa": Method("weights by rates of change", OTHER, lambda k, _: famo_jax.dwa(k, window=25)),
-    "uw": Method("learned uncertainties", OTHER, lambda k, _: famo_jax.uw(k)),
-    "amortized-mgda": Method("FAMO without logarithms", OTHER, _amortized_mgda, "gamma"),
-    "mgda": _aggregation("the least convex combination", lambda: famo_jax.mgda()),
-    "pcgrad": _aggregation("conflicts projected away", lambda: famo_jax.pcgrad(key=0)),
-    "cagrad": _aggregation("conflict-averse around the mean", lambda: famo_jax.cagrad()),
-    "imtl-g": _aggregation("equal projections", lambda: famo_jax.imtl_g()),
-    "graddrop": _aggregation("one sign for each entry", lambda: famo_jax.graddrop(key=0)),
-    "nash-mtl": _aggregation("the Nash bargaining solution", lambda: famo_jax.nash_mtl()),
+    "rlw": Method("random weights", OTHER, lambda k, _: famo_jax.weighting.rlw(k, key=0)),
+    "dwa": Method(
+        "weights by rates of change", OTHER, lambda k, _: famo_jax.weighting.dwa(k, window=25)
+    ),
+    "uw": Method("learned uncertainties", OTHER, lambda k, _: famo_jax.weighting.uw(k)),
+    "amortized-mgda": Method(
+        "FAMO without logarithms", OTHER, _amortized_mgda, "gamma", has_logits=True
+    ),
+    "mgda": _aggregation("the least convex combination", lambda: famo_jax.aggregation.mgda()),
+    "pcgrad": _aggregation("conflicts projected away", lambda: famo_jax.aggregation.pcgrad(key=0)),
+    "cagrad": _aggregation(
+        "conflict-averse around the mean", lambda: famo_jax.aggregation.cagrad()
+    ),
+    "imtl-g": _aggregation("equal projections", lambda: famo_jax.aggregation.imtl_g()),
+    "graddrop": _aggregation(
+        "one sign for each entry", lambda: famo_jax.aggregation.graddrop(key=0)
+    ),
+    "nash-mtl": _aggregation(
+        "the Nash bargaining solution", lambda: famo_jax.aggregation.nash_mtl()
+    ),
 }
 CONTROLS = ("si", "frozen")  # they learn no weights: what FAMO's are worth is beyond them
 
@@ -238,13 +271,10 @@ def training_step(
     def step(carry: Any, batch: Any) -> tuple[Any, Trace]:
         params, opt_state = carry
         losses_fn = lambda params: problem.task_losses(params, batch)
-        losses, grads = famo_jax.losses_and_grads(losses_fn, normalizer=method.normalizer)(
-            params, state=opt_state
-        )
+        losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=opt_state)
         extra: dict[str, Any] = {"losses_fn": losses_fn} if method.two_pass else {}
         if method.smooth_c:
-            length = functools.partial(famo_jax.loss_weights, losses, opt_state)
-            extra["log_c"] = jnp.log(length().sum() / length(normalizer=None).sum())
+            extra["log_c"] = -jnp.log(famo_jax.loss_weights(losses, opt_state).sum())  # sum z / D
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         task_weights = famo_jax.task_weights(opt_state) if method.has_logits else None
         return (optax.apply_updates(params, updates), opt_state), Trace(losses, task_weights)

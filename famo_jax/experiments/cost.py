@@ -132,22 +132,22 @@ Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 Step: TypeAlias = Callable[[Params, Any, Batch], tuple[Params, Any, jax.Array]]
 
 WEIGHTING: dict[str, Callable[[int], Transformation]] = {
-    "ls": lambda num_tasks: famo_jax.ls(),
-    "si": lambda num_tasks: famo_jax.si(),
-    "rlw": lambda num_tasks: famo_jax.rlw(num_tasks, key=0),
-    "dwa": famo_jax.dwa,
-    "uw": famo_jax.uw,
-    "amortized-mgda": famo_jax.amortized_mgda,
+    "ls": lambda num_tasks: famo_jax.weighting.ls(),
+    "si": lambda num_tasks: famo_jax.weighting.si(),
+    "rlw": lambda num_tasks: famo_jax.weighting.rlw(num_tasks, key=0),
+    "dwa": famo_jax.weighting.dwa,
+    "uw": famo_jax.weighting.uw,
+    "amortized-mgda": famo_jax.weighting.amortized_mgda,
     "famo-one-pass": famo_jax.famo,
     "famo-two-pass": famo_jax.famo,
 }
 AGGREGATION: dict[str, Callable[[], Transformation]] = {
-    "mgda": famo_jax.mgda,
-    "pcgrad": functools.partial(famo_jax.pcgrad, key=0),
-    "cagrad": famo_jax.cagrad,
-    "imtl-g": famo_jax.imtl_g,
-    "graddrop": functools.partial(famo_jax.graddrop, key=0),
-    "nash-mtl": famo_jax.nash_mtl,
+    "mgda": famo_jax.aggregation.mgda,
+    "pcgrad": functools.partial(famo_jax.aggregation.pcgrad, key=0),
+    "cagrad": famo_jax.aggregation.cagrad,
+    "imtl-g": famo_jax.aggregation.imtl_g,
+    "graddrop": functools.partial(famo_jax.aggregation.graddrop, key=0),
+    "nash-mtl": famo_jax.aggregation.nash_mtl,
 }
 METHODS = (*WEIGHTING, *AGGREGATION)
 YARDSTICKS = ("plain", "carry", "forward", "look-again")

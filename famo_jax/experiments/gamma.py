@@ -103,7 +103,9 @@ def stack(settings: Sequence[Setting]) -> Setting:
     return Setting(*map(jnp.asarray, zip(*settings, strict=True)))
 
 
-def weighting(num_tasks: int, setting: Setting) -> optax.GradientTransformationExtraArgs:
+def weighting(
+    num_tasks: int, setting: Setting, normalizer: Any = "harmonic"
+) -> optax.GradientTransformationExtraArgs:
     """FAMO at a traced setting: every form steps, and the one that ``setting`` names counts."""
     optimizers = [make(num_tasks, setting.gamma, setting.rate) for make in FORMS.values()]
 
@@ -119,7 +121,7 @@ def weighting(num_tasks: int, setting: Setting) -> optax.GradientTransformationE
         return jnp.stack(updates)[setting.form], list(states)
 
     optimizer = optax.GradientTransformation(init, update)
-    return famo_jax.famo(num_tasks, weight_decay=0.0, optimizer=optimizer)
+    return famo_jax.famo(num_tasks, weight_decay=0.0, normalizer=normalizer, optimizer=optimizer)
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -143,7 +145,6 @@ class Measures(NamedTuple):
 def train(
     measures: Measures,
     method: optax.GradientTransformationExtraArgs,
-    normalizer: Any,
     two_pass: bool,
     learning_rate: jax.Array,
     params: chex.ArrayTree,
@@ -156,9 +157,7 @@ def train(
 
     def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
         params, opt_state = carry
-        losses, grads = famo_jax.losses_and_grads(measures.losses, normalizer=normalizer)(
-            params, batch, state=opt_state
-        )
+        losses, grads = famo_jax.losses_and_grads(measures.losses)(params, batch, state=opt_state)
         extra = {"losses_fn": lambda params: measures.losses(params, batch)} if two_pass else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         state = opt_state[-1]
@@ -255,10 +254,10 @@ def train_reference(
 
     def single(each: Any, params: chex.ArrayTree, data: _study.Data) -> Outcome:
         task, rate = each
-        return train(DIGITS, famo_jax.stl(task), "harmonic", False, rate, params, data)
+        return train(DIGITS, famo_jax.weighting.stl(task), False, rate, params, data)
 
     def si(rate: jax.Array, params: chex.ArrayTree, data: _study.Data) -> Outcome:
-        return train(DIGITS, famo_jax.si(), "harmonic", False, rate, params, data)
+        return train(DIGITS, famo_jax.weighting.si(), False, rate, params, data)
 
     tasks = jnp.repeat(jnp.arange(digits.K), len(rates))
     pairs = (tasks, jnp.tile(learning_rates, digits.K))
@@ -297,9 +296,9 @@ def train_cell(
         each: tuple[Setting, jax.Array], params: chex.ArrayTree, data: _study.Data
     ) -> Outcome:
         setting, rate = each
-        method = weighting(digits.K, setting)
+        method = weighting(digits.K, setting, cell.normalizer)
         two_pass = MODES[cell.mode]
-        return train(DIGITS, method, cell.normalizer, two_pass, rate, params, data)
+        return train(DIGITS, method, two_pass, rate, params, data)
 
     rates = jnp.full(len(settings), learning_rate)
     outcome: Outcome = jax.block_until_ready(
@@ -525,7 +524,7 @@ def train_waves(num_tasks: int, mode: str, steps: int, seeds: int) -> Outcome:
         setting, rate = each
         measures = Measures(on_batch, WAVES.metrics)
         method = weighting(num_tasks, setting)
-        return train(measures, method, "harmonic", MODES[mode], rate, params, data)
+        return train(measures, method, MODES[mode], rate, params, data)
 
     pairs = list(itertools.product(WAVE_RATES, WAVE_SETTINGS))
     settings = (stack([pair[1] for pair in pairs]), jnp.array([pair[0] for pair in pairs]))

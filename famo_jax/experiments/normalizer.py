@@ -44,6 +44,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import famo_jax
+from famo_jax import _famo
 from famo_jax.experiments import _arguments, _report, _study
 
 Array = npt.NDArray[Any]
@@ -160,11 +161,13 @@ def normalizers(
     Returns:
       c, ``[]``, by the names in ``NORMALIZERS``, and the next average.
     """
-    weigh = functools.partial(famo_jax.loss_weights, state=state)
-    at_one = jnp.sum(weigh(losses, normalizer=None))
-    c: dict[str, jax.Array] = {
-        name: jnp.sum(weigh(losses, normalizer=name)) / at_one for name in MEANS
-    }
+
+    def weigh(losses: jax.Array, name: str | None) -> jax.Array:
+        at = state._replace(normalizer=_famo.NORMALIZERS[name])
+        return jnp.asarray(famo_jax.loss_weights(losses, at))
+
+    at_one = jnp.sum(weigh(losses, None))
+    c: dict[str, jax.Array] = {name: jnp.sum(weigh(losses, name)) / at_one for name in MEANS}
     floored = jnp.maximum(losses, FLOOR * c["geometric"])
     memory = jnp.array([*MEMORIES.values()])
     average = Average(
@@ -173,7 +176,7 @@ def normalizers(
     )
     c |= {
         "None": jnp.ones(()),
-        "floored": 1 / jnp.sum(weigh(floored, normalizer=None)),
+        "floored": 1 / jnp.sum(weigh(floored, None)),
         "clipped": 1 / jnp.maximum(gradient_norm, 1),
         **dict(zip(MEMORIES, jnp.exp(average.total / average.weight), strict=True)),
     }
@@ -241,15 +244,13 @@ def train(
     cosine = optax.cosine_decay_schedule(1.0, steps)
     tx = optax.chain(
         optimizer.make(lambda count: rate * jnp.where(schedule == 0, 1.0, cosine(count))),
-        famo_jax.famo(K, learning_rate=optimizer.logits_rate),
+        famo_jax.famo(K, learning_rate=optimizer.logits_rate, normalizer=None),
     )
 
     def step(carry: Any, draws: Draws) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         params, opt_state, average = carry
         losses_fn = lambda params: task_losses(params, draws, seed.targets, variances)
-        losses, grads = famo_jax.losses_and_grads(losses_fn, normalizer=None)(
-            params, state=opt_state
-        )
+        losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=opt_state)
         every, average = normalizers(losses, opt_state[-1], optax.tree.norm(grads), average)
         c = jnp.stack([*every.values()])[normalizer]
         updates, opt_state = tx.update(

@@ -149,6 +149,7 @@ def train(
     famo = famo_jax.famo(
         len(problem.tasks),
         weight_decay=setting.gamma,
+        normalizer=None,
         optimizer=optax.chain(optax.ema(setting.smoothing), optax.adam(setting.logits_rate)),
     )
 
@@ -159,8 +160,8 @@ def train(
         def losses_fn(params: chex.ArrayTree) -> jax.Array:
             return problem.task_losses(params, batch)
 
-        losses, grads = famo_jax.losses_and_grads(losses_fn, normalizer=None)(params, state=state)
-        c = 1 / jnp.sum(famo_jax.loss_weights(losses, state, normalizer=None))
+        losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=state)
+        c = 1 / jnp.sum(famo_jax.loss_weights(losses, state))
         grads = jax.tree.map(lambda leaf: jnp.where(setting.normalized, c, 1) * leaf, grads)
         updates, opt_state = adam.update(grads, opt_state, params)
         new_params = optax.apply_updates(params, updates)

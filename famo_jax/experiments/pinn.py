@@ -320,11 +320,13 @@ def balance(
 
 
 def _fixed(num_tasks: int, weight: jax.Array) -> optax.GradientTransformationExtraArgs:
-    return famo_jax.ls(jnp.full(num_tasks, weight).at[0].set(1))
+    return famo_jax.weighting.ls(jnp.full(num_tasks, weight).at[0].set(1))
 
 
 METHODS: dict[str, Method] = {
-    "ls": Method("the sum of the losses", "#999999", lambda k, _: famo_jax.ls(jnp.ones(k))),
+    "ls": Method(
+        "the sum of the losses", "#999999", lambda k, _: famo_jax.weighting.ls(jnp.ones(k))
+    ),
     "fixed": Method("boundary and initial losses weighted by hand", "#000000", _fixed, "weight"),
     "anneal": Method(
         "learning-rate annealing: gradients' max over mean",
@@ -384,9 +386,7 @@ def train(
         if method.aggregates:
             losses, grads = losses_and_task_gradients(problem, params)
         else:
-            losses, grads = famo_jax.losses_and_grads(losses_fn, normalizer=method.normalizer)(
-                params, state=opt_state
-            )
+            losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=opt_state)
         extra = {"losses_fn": losses_fn} if method.two_pass else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         return optax.apply_updates(params, updates), opt_state

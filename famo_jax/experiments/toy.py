@@ -193,39 +193,52 @@ def _famo(learning_rate: float = 0.025) -> optax.GradientTransformationExtraArgs
 C = 0.4  # of CAGrad
 
 METHODS: dict[str, Method] = {
-    "adam": Method("Adam on the mean", lambda: optax.chain(_adam(), famo_jax.ls()), official="ls"),
+    "adam": Method(
+        "Adam on the mean", lambda: optax.chain(_adam(), famo_jax.weighting.ls()), official="ls"
+    ),
     "famo": Method("FAMO, two-pass", _famo, "two-pass", official="famo"),
     "famo-one-pass": Method("FAMO, one-pass without lag", _famo, "lag-free", official="famo"),
     "famo-chain": Method("FAMO, one-pass in a chain", _famo, official="famo"),
     "frozen": Method("FAMO, logits held at 0", lambda: _famo(0.0)),
-    "si": Method("SI", lambda: optax.chain(_adam(), famo_jax.si(min_losses=jnp.array(MIN_LOSSES)))),
-    "mgda": Method("MGDA", lambda: optax.chain(famo_jax.mgda(), _adam()), official="mgda"),
+    "si": Method(
+        "SI", lambda: optax.chain(_adam(), famo_jax.weighting.si(min_losses=jnp.array(MIN_LOSSES)))
+    ),
+    "mgda": Method(
+        "MGDA", lambda: optax.chain(famo_jax.aggregation.mgda(), _adam()), official="mgda"
+    ),
     "log-mgda": Method(
         "MGDA on log losses (eq. 6)",
-        lambda: optax.chain(famo_jax.mgda(), _adam()),
+        lambda: optax.chain(famo_jax.aggregation.mgda(), _adam()),
         takes_logs=True,
     ),
     "pcgrad": Method(
         "PCGrad",
         # The key is without effect where there are two tasks.
         lambda: optax.chain(
-            famo_jax.pcgrad(key=0), optax.scale(K), optax.clip_by_global_norm(1.0), _adam()
+            famo_jax.aggregation.pcgrad(key=0),
+            optax.scale(K),
+            optax.clip_by_global_norm(1.0),
+            _adam(),
         ),
         official="pcgrad",
     ),
     "cagrad": Method(
         "CAGrad (c = 0.4)",
         lambda: optax.chain(
-            famo_jax.cagrad(c=C),
+            famo_jax.aggregation.cagrad(c=C),
             optax.scale(K / (1 + C**2)),
             optax.clip_by_global_norm(1.0),
             _adam(),
         ),
         official="cagrad",
     ),
-    "imtl-g": Method("IMTL-G", lambda: optax.chain(famo_jax.imtl_g(), _adam()), official="imtl"),
+    "imtl-g": Method(
+        "IMTL-G", lambda: optax.chain(famo_jax.aggregation.imtl_g(), _adam()), official="imtl"
+    ),
     "nash-mtl": Method(
-        "Nash-MTL", lambda: optax.chain(famo_jax.nash_mtl(), _adam()), official="nashmtl"
+        "Nash-MTL",
+        lambda: optax.chain(famo_jax.aggregation.nash_mtl(), _adam()),
+        official="nashmtl",
     ),
 }
 

@@ -1,14 +1,13 @@
 """Amortized MGDA: what FAMO is without logarithms."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core, _famo
+from famo_jax import _change, _checks, _famo, _method, _tasks
 
 
 class AmortizedMgdaState(NamedTuple):
@@ -41,7 +40,7 @@ def amortized_mgda(
       num_tasks: K, the number of losses.
       learning_rate: Of the logits' Adam: a scalar or a schedule.
       weight_decay: gamma, which pulls the weights to equality.
-      optimizer: Instead of Adam, without decay of its own. Then ``learning_rate`` is unused.
+      optimizer: Instead of Adam, without decay or ``learning_rate``.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` whose state is an
@@ -52,7 +51,8 @@ def amortized_mgda(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import amortized_mgda, task_weights
+      >>> from famo_jax import task_weights
+      >>> from famo_jax.weighting import amortized_mgda
       >>> tx = amortized_mgda(2)
       >>> losses, new_losses = jnp.array([9.0, 1.0]), jnp.array([8.0, 0.9])
       >>> _, state = tx.update((), tx.init(None), losses=losses, new_losses=new_losses)
@@ -63,46 +63,32 @@ def amortized_mgda(
       Liu et al., `FAMO: Fast Adaptive Multitask Optimization
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Appendix B
     """
-    _core.check_num_tasks(num_tasks)
+    _checks.check_num_tasks(num_tasks)
     inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer)
 
-    def init_fn(params: optax.Params) -> AmortizedMgdaState:
-        del params
+    def init() -> AmortizedMgdaState:
         logits = jnp.zeros(num_tasks)
         return AmortizedMgdaState(
             logits=logits, opt_state=inner.init(logits), losses=jnp.full_like(logits, jnp.inf)
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: AmortizedMgdaState,
-        params: optax.Params | None = None,
-        *,
-        losses: chex.ArrayTree,
-        losses_fn: Callable[[optax.Params], chex.ArrayTree] | None = None,
-        new_losses: chex.ArrayTree | None = None,
-        where: chex.ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, AmortizedMgdaState]:
-        del extra_args
-        _core.check_state(state, AmortizedMgdaState, logits=(num_tasks,))
-        before, after = _famo.before_and_after(
-            updates, state.losses, params, losses, losses_fn, new_losses
-        )
-        present = _core.flatten_where(where, losses, num_tasks)
-        both = jnp.stack([before, after]).astype(state.losses.dtype)
+    def learn(
+        state: AmortizedMgdaState, before: jax.Array, after: jax.Array, present: jax.Array
+    ) -> AmortizedMgdaState:
+        dtype = state.losses.dtype
         # Adam squares the decrease, and an infinite moment would stay so.
-        decrease = both[0] - both[1]
+        decrease = before.astype(dtype) - after.astype(dtype)
         measured = present & jnp.isfinite(jnp.square(decrease))
-        stepped = _famo.step_logits(state, decrease, measured, inner)
-        seen = _core.last_seen(state.losses, present, before, after)
-        return updates, stepped._replace(losses=seen)
+        stepped: AmortizedMgdaState = _famo.step_logits(state, decrease, measured, inner)
+        return stepped._replace(losses=_tasks.last_seen(state.losses, present, before, after))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _change.from_changes(init, learn)
 
 
-@_core.scalarize.register
-def _(state: AmortizedMgdaState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
-    losses = _core.flatten_tasks(losses, "losses", state.logits.size)
+@_method.weighting(AmortizedMgdaState, tasks="logits", last=True)
+def scalarize_amortized_mgda(
+    state: AmortizedMgdaState, losses: jax.Array, present: jax.Array
+) -> jax.Array:
+    """The sum of the losses weighted by z, ``[]``."""
     weights = jax.nn.softmax(state.logits)
-    return jnp.sum(jnp.where(where, weights * losses, 0))
+    return jnp.sum(jnp.where(present, weights * losses, 0))

@@ -1,13 +1,13 @@
 """Dynamic weight average."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _checks, _method, _tasks
 
 
 class DwaState(NamedTuple):
@@ -49,7 +49,8 @@ def dwa(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import dwa, loss_weights
+      >>> from famo_jax import loss_weights
+      >>> from famo_jax.weighting import dwa
       >>> tx = dwa(2)
       >>> state = tx.init(None)
       >>> for losses in (jnp.array([4.0, 1.0]), jnp.array([1.0, 1.0])):  # the second is stuck
@@ -61,47 +62,34 @@ def dwa(
       Liu et al., `End-to-End Multi-Task Learning with Attention
       <https://arxiv.org/abs/1803.10704>`_, CVPR 2019, eq. 7
     """
-    _core.check_num_tasks(num_tasks)
-    _core.check_num_tasks(window, "window")
-    _core.check_rate("temperature", temperature)
+    _checks.check_num_tasks(num_tasks)
+    _checks.check_num_tasks(window, "window")
+    _checks.check_rate("temperature", temperature)
     if not isinstance(temperature, jax.core.Tracer) and float(temperature) == 0:
         raise ValueError(f"`temperature`: expected a number above 0, got {temperature!r}")
 
-    def init_fn(params: optax.Params) -> DwaState:
-        del params
+    def init() -> DwaState:
         return DwaState(
             history=jnp.full_like(jnp.zeros((2 * window, num_tasks)), jnp.inf),
             temperature=jnp.array(temperature, float),
         )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: DwaState,
-        params: optax.Params | None = None,
-        *,
-        losses: chex.ArrayTree,
-        where: chex.ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, DwaState]:
-        del params, extra_args
-        _core.check_state(state, DwaState, history=(2 * window, num_tasks))
-        values = _core.flatten_tasks(losses, "losses", num_tasks)
-        present = _core.flatten_where(where, losses, num_tasks)
-        newest = _core.last_seen(state.history[-1], present, values)
+    def learn(state: DwaState, losses: jax.Array, present: jax.Array) -> DwaState:
+        newest = _tasks.last_seen(state.history[-1], present, losses)
         history = jnp.concatenate([state.history[1:], newest[None]])
-        return updates, state._replace(history=history, temperature=jnp.array(temperature, float))
+        return DwaState(history=history, temperature=jnp.array(temperature, float))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _method.from_losses(init, learn, num_tasks=num_tasks)
 
 
-@_core.scalarize.register
-def _(state: DwaState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
+@_method.weighting(DwaState, tasks="history")
+def scalarize_dwa(state: DwaState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The sum of the losses by weights from their rates of change."""
     steps, num_tasks = state.history.shape
-    losses = _core.flatten_tasks(losses, "losses", num_tasks)
     older, newer = jnp.mean(state.history.reshape(2, steps // 2, num_tasks), axis=1)
     measured = jnp.isfinite(older) & jnp.isfinite(newer) & (older != 0)
     ratio = jnp.where(measured, newer, 1) / jnp.where(measured, older, 1)
     exponent = ratio / state.temperature
     exponent = jnp.where(jnp.isfinite(exponent), exponent, 1 / state.temperature)
     weights = num_tasks * jax.nn.softmax(exponent)
-    return jnp.sum(jnp.where(where, weights * losses, 0))
+    return jnp.sum(jnp.where(present, weights * losses, 0))

@@ -1,13 +1,13 @@
 """Linear scalarization: the mean of the losses."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _checks, _method, _tasks
 
 
 class LsState(NamedTuple):
@@ -39,7 +39,8 @@ def ls(weights: chex.ArrayTree | None = None) -> optax.GradientTransformationExt
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import ls, weighted_loss
+      >>> from famo_jax import weighted_loss
+      >>> from famo_jax.weighting import ls
       >>> print(weighted_loss(jnp.array([1.0, 3.0]), ls().init(None)))
       2.0
       >>> print(weighted_loss(jnp.array([1.0, 3.0]), ls([1.0, 0.1]).init(None)).round(2))
@@ -50,21 +51,20 @@ def ls(weights: chex.ArrayTree | None = None) -> optax.GradientTransformationExt
     """
 
     def fixed() -> jax.Array | None:
-        return None if weights is None else _core.flatten_tasks(weights, "weights").astype(float)
+        return None if weights is None else _tasks.flatten_tasks(weights, "weights").astype(float)
 
     jax.eval_shape(fixed)  # to check it: before `init` no device is touched
-    _core.check_finite("weights", weights)
+    _checks.check_finite("weights", weights)
 
-    def init_fn(params: optax.Params) -> LsState:
-        del params
-        return LsState(weights=jax.tree.map(jnp.copy, fixed()))  # a copy: states are donated
+    # A copy: states are donated.
+    init = lambda: LsState(weights=jax.tree.map(jnp.copy, fixed()))
+    num_tasks = None if weights is None else jax.eval_shape(fixed).size
+    return _method.from_losses(init, _method.learn_nothing, num_tasks=num_tasks, needs_losses=False)
 
-    return optax.GradientTransformationExtraArgs(init_fn, _core.keep_state)
 
-
-@_core.scalarize.register
-def _(state: LsState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
+@_method.weighting(LsState, tasks="weights")
+def scalarize_ls(state: LsState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The weighted sum of the losses."""
     if state.weights is None:
-        return jnp.sum(jnp.where(where, losses, 0)) / losses.size
-    losses = _core.flatten_tasks(losses, "losses", state.weights.size)
-    return jnp.sum(jnp.where(where, state.weights * losses, 0))
+        return jnp.sum(jnp.where(present, losses, 0)) / losses.size
+    return jnp.sum(jnp.where(present, state.weights * losses, 0))

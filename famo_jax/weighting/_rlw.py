@@ -1,13 +1,12 @@
 """Random loss weighting."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _checks, _method
 
 
 class RlwState(NamedTuple):
@@ -41,7 +40,8 @@ def rlw(num_tasks: int, *, key: jax.Array | int) -> optax.GradientTransformation
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import loss_weights, rlw
+      >>> from famo_jax import loss_weights
+      >>> from famo_jax.weighting import rlw
       >>> tx = rlw(2, key=0)
       >>> state = tx.init(None)
       >>> print(loss_weights(jnp.ones(2), state).sum().round(3))
@@ -54,31 +54,19 @@ def rlw(num_tasks: int, *, key: jax.Array | int) -> optax.GradientTransformation
       Lin et al., `Reasonable Effectiveness of Random Weighting
       <https://arxiv.org/abs/2111.10603>`_, TMLR 2022
     """
-    _core.check_num_tasks(num_tasks)
-    _core.check_key(key)
+    _checks.check_num_tasks(num_tasks)
+    _checks.check_key(key)
 
-    def init_fn(params: optax.Params) -> RlwState:
-        del params
-        return RlwState(rng_key=_core.make_key(key))
+    def learn(state: RlwState, losses: jax.Array, present: jax.Array) -> RlwState:
+        del losses, present
+        return RlwState(rng_key=jax.random.split(state.rng_key, 1)[0])
 
-    def update_fn(
-        updates: optax.Updates,
-        state: RlwState,
-        params: optax.Params | None = None,
-        *,
-        losses: chex.ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, RlwState]:
-        del params, extra_args
-        _core.check_state(state, RlwState)
-        if losses is not None:
-            _core.flatten_tasks(losses, "losses", num_tasks)
-        return updates, RlwState(rng_key=jax.random.split(state.rng_key, 1)[0])
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    init = lambda: RlwState(rng_key=_checks.make_key(key))
+    return _method.from_losses(init, learn, num_tasks=num_tasks, needs_losses=False)
 
 
-@_core.scalarize.register
-def _(state: RlwState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
+@_method.weighting(RlwState)
+def scalarize_rlw(state: RlwState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The sum of the losses by random weights."""
     weights = jax.nn.softmax(jax.random.normal(state.rng_key, losses.shape))
-    return jnp.sum(jnp.where(where, weights * losses, 0))
+    return jnp.sum(jnp.where(present, weights * losses, 0))

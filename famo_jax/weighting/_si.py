@@ -1,13 +1,14 @@
 """Scale-invariant scalarization: the mean of the logarithms of the losses."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _checks, _method, _tasks
 
 
 class SiState(NamedTuple):
@@ -40,7 +41,8 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import loss_weights, si
+      >>> from famo_jax import loss_weights
+      >>> from famo_jax.weighting import si
       >>> print(loss_weights(jnp.array([1.0, 4.0]), si().init(None)))
       [0.5   0.125]
 
@@ -48,22 +50,19 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
       Liu et al., FAMO, Appendix A: SI
     """
 
-    def bounds() -> jax.Array:
-        return _core.flatten_tasks(min_losses, "min_losses", broadcast=True)
-
+    bounds = functools.partial(_tasks.flatten_bounds, min_losses, None)
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _core.check_finite("min_losses", min_losses)
+    _checks.check_finite("min_losses", min_losses)
 
-    def init_fn(params: optax.Params) -> SiState:
-        del params
-        return SiState(min_losses=jnp.array(bounds(), float))
+    def check(losses: chex.ArrayTree, num_tasks: int) -> None:
+        _tasks.flatten_bounds(min_losses, num_tasks, losses)
 
-    return optax.GradientTransformationExtraArgs(init_fn, _core.keep_state)
+    init = lambda: SiState(min_losses=jnp.array(bounds(), float))
+    return _method.from_losses(init, _method.learn_nothing, needs_losses=False, check=check)
 
 
-@_core.scalarize.register
-def _(state: SiState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
-    if state.min_losses.ndim:
-        losses = _core.flatten_tasks(losses, "losses", state.min_losses.size)
-    log_losses = jnp.log(jnp.where(where, losses - state.min_losses, 1))
+@_method.weighting(SiState, tasks="min_losses")
+def scalarize_si(state: SiState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The mean of the log losses."""
+    log_losses = jnp.log(jnp.where(present, losses - state.min_losses, 1))
     return jnp.sum(log_losses) / losses.size

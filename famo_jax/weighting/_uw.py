@@ -1,13 +1,12 @@
 """Uncertainty weighting."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _core
+from famo_jax import _checks, _method
 
 
 class UwState(NamedTuple):
@@ -49,7 +48,8 @@ def uw(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from famo_jax import loss_weights, uw
+      >>> from famo_jax import loss_weights
+      >>> from famo_jax.weighting import uw
       >>> tx = uw(2, learning_rate=0.1)
       >>> state = tx.init(None)
       >>> for _ in range(300):
@@ -61,44 +61,34 @@ def uw(
       Kendall et al., `Multi-Task Learning Using Uncertainty to Weigh Losses
       <https://arxiv.org/abs/1705.07115>`_, CVPR 2018; the authors' code, of which this is the form
     """
-    _core.check_num_tasks(num_tasks)
-    inner = _core.adam_unless(optimizer, learning_rate)
+    _checks.check_num_tasks(num_tasks)
+    inner = _checks.adam_unless(optimizer, learning_rate)
 
-    def init_fn(params: optax.Params) -> UwState:
-        del params
+    def init() -> UwState:
         log_variances = jnp.zeros(num_tasks)
         return UwState(log_variances=log_variances, opt_state=inner.init(log_variances))
 
-    def update_fn(
-        updates: optax.Updates,
-        state: UwState,
-        params: optax.Params | None = None,
-        *,
-        losses: chex.ArrayTree,
-        where: chex.ArrayTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, UwState]:
-        del params, extra_args
-        _core.check_state(state, UwState, log_variances=(num_tasks,))
-        values = _core.flatten_tasks(losses, "losses", num_tasks).astype(state.log_variances.dtype)
+    def learn(state: UwState, losses: jax.Array, present: jax.Array) -> UwState:
+        losses = losses.astype(state.log_variances.dtype)
         # Adam squares what it gets, and an infinite moment would stay so.
-        squares = jnp.square(jnp.exp(-state.log_variances) * values)
-        present = _core.flatten_where(where, losses, num_tasks) & jnp.isfinite(squares)
-        values = jnp.where(present, values, 1)
-        grads = jax.grad(_objective)(state.log_variances, values, present)
+        squares = jnp.square(jnp.exp(-state.log_variances) * losses)
+        present &= jnp.isfinite(squares)
+        losses = jnp.where(present, losses, 1)
+        grads = jax.grad(_objective)(state.log_variances, losses, present)
         steps, opt_state = inner.update(grads, state.opt_state, state.log_variances)
         stepped = UwState(optax.apply_updates(state.log_variances, steps), opt_state)
-        return updates, optax.tree.where(jnp.any(present), stepped, state)
+        next_state: UwState = optax.tree.where(jnp.any(present), stepped, state)
+        return next_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return _method.from_losses(init, learn, num_tasks=num_tasks)
 
 
-def _objective(log_variances: jax.Array, losses: jax.Array, where: jax.Array) -> jax.Array:
+def _objective(log_variances: jax.Array, losses: jax.Array, present: jax.Array) -> jax.Array:
     terms = jnp.exp(-log_variances) * losses + log_variances
-    return 0.5 * jnp.sum(jnp.where(where, terms, 0))
+    return 0.5 * jnp.sum(jnp.where(present, terms, 0))
 
 
-@_core.scalarize.register
-def _(state: UwState, losses: jax.Array, *, where: jax.Array, **_: Any) -> jax.Array:
-    losses = _core.flatten_tasks(losses, "losses", state.log_variances.size)
-    return _objective(state.log_variances, losses, where)
+@_method.weighting(UwState, tasks="log_variances")
+def scalarize_uw(state: UwState, losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The sum of the losses over their variances."""
+    return _objective(state.log_variances, losses, present)

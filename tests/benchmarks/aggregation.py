@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import famo_jax.aggregation as ours
-from famo_jax.aggregation import _gram
+from famo_jax import _task_gradients
 
 
 def ours_from_jacobian(weights_fn):
     def weights(jacobian):
-        return weights_fn(_gram.gram(jacobian, True))
+        return weights_fn(_task_gradients.gram(jacobian, True))
 
     return jax.jit(weights)
 

@@ -41,16 +41,16 @@ def our_steps(weights, x, y, num_tasks):
     x, y = jnp.asarray(x), jnp.asarray(y)
     adam = optax.adam(1e-3)
     chains = {
-        "mean": optax.chain(adam, famo_jax.ls()),
+        "mean": optax.chain(adam, famo_jax.weighting.ls()),
         "famo": optax.chain(adam, famo_jax.famo(num_tasks)),
-        "dwa": optax.chain(adam, famo_jax.dwa(num_tasks)),
-        "uw": optax.chain(adam, famo_jax.uw(num_tasks)),
-        "mgda": optax.chain(famo_jax.mgda(), adam),
-        "pcgrad": optax.chain(famo_jax.pcgrad(key=0), adam),
-        "cagrad": optax.chain(famo_jax.cagrad(c=0.4), adam),
-        "imtl_g": optax.chain(famo_jax.imtl_g(), adam),
-        "graddrop": optax.chain(famo_jax.graddrop(key=0), adam),
-        "nash_mtl": optax.chain(famo_jax.nash_mtl(), adam),
+        "dwa": optax.chain(adam, famo_jax.weighting.dwa(num_tasks)),
+        "uw": optax.chain(adam, famo_jax.weighting.uw(num_tasks)),
+        "mgda": optax.chain(famo_jax.aggregation.mgda(), adam),
+        "pcgrad": optax.chain(famo_jax.aggregation.pcgrad(key=0), adam),
+        "cagrad": optax.chain(famo_jax.aggregation.cagrad(c=0.4), adam),
+        "imtl_g": optax.chain(famo_jax.aggregation.imtl_g(), adam),
+        "graddrop": optax.chain(famo_jax.aggregation.graddrop(key=0), adam),
+        "nash_mtl": optax.chain(famo_jax.aggregation.nash_mtl(), adam),
     }
 
     def make(name, tx):

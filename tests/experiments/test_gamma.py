@@ -139,7 +139,7 @@ def test_frozen_logits_weigh_all_tasks_alike_and_others_do_not():
     own = data._replace(train=jax.tree.map(lambda leaf: leaf[:, 0], data.train))
     si = jax.jit(
         lambda params: gamma.train(
-            gamma.DIGITS, famo_jax.si(), "harmonic", False, jnp.array(1e-2), params, own
+            gamma.DIGITS, famo_jax.weighting.si(), "harmonic", False, jnp.array(1e-2), params, own
         )
     )(one)
     np.testing.assert_allclose(frozen.test[0, 0], si.test, rtol=0.02, atol=0.2)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from famo_jax import dwa, loss_weights, rlw, uw, weighted_loss
+from famo_jax import loss_weights, weighted_loss
+from famo_jax.weighting import dwa, rlw, uw
 
 torch = pytest.importorskip("torch")
 scalarization = pytest.importorskip("torchjd.scalarization")

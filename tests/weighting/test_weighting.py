@@ -14,16 +14,16 @@ from famo_jax import losses_and_grads, weighted_loss
 K = 3
 METHODS = {
     "famo": lambda: famo_jax.famo(K),
-    "ls": famo_jax.ls,
-    "ls with weights": lambda: famo_jax.ls([0.5, 2.0, 1.0]),
-    "si": famo_jax.si,
-    "si with bounds": lambda: famo_jax.si(min_losses=[0.1, -1.0, 0.2]),
-    "stl": lambda: famo_jax.stl(1),
-    "rlw": lambda: famo_jax.rlw(K, key=7),
-    "dwa": lambda: famo_jax.dwa(K),
-    "dwa over two steps": lambda: famo_jax.dwa(K, window=2, temperature=0.5),
-    "uw": lambda: famo_jax.uw(K),
-    "amortized_mgda": lambda: famo_jax.amortized_mgda(K),
+    "ls": famo_jax.weighting.ls,
+    "ls with weights": lambda: famo_jax.weighting.ls([0.5, 2.0, 1.0]),
+    "si": famo_jax.weighting.si,
+    "si with bounds": lambda: famo_jax.weighting.si(min_losses=[0.1, -1.0, 0.2]),
+    "stl": lambda: famo_jax.weighting.stl(1),
+    "rlw": lambda: famo_jax.weighting.rlw(K, key=7),
+    "dwa": lambda: famo_jax.weighting.dwa(K),
+    "dwa over two steps": lambda: famo_jax.weighting.dwa(K, window=2, temperature=0.5),
+    "uw": lambda: famo_jax.weighting.uw(K),
+    "amortized_mgda": lambda: famo_jax.weighting.amortized_mgda(K),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 TARGETS = jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])

@@ -1,16 +1,12 @@
-"""The Gram matrix, the combination of gradients, the mask of shared leaves, the solver."""
+"""The Gram matrix, the combination of gradients, the mask of shared leaves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import optimize
 
-from famo_jax.aggregation import _gram, mgda, pcgrad
-
-from .problems import METHOD_SETTINGS
+from famo_jax import _task_gradients
+from famo_jax.aggregation import mgda
 
 RNG = np.random.default_rng(0)
 GRADS = {
@@ -28,18 +24,20 @@ def flat(tree):
 def test_gram_is_over_the_selected_leaves(x64):
     grads = jax.tree.map(jnp.asarray, GRADS)
     for mask, tree in ((ALL, GRADS), (TRUNK, GRADS["trunk"])):
-        np.testing.assert_allclose(_gram.gram(grads, mask), flat(tree) @ flat(tree).T, rtol=1e-13)
+        np.testing.assert_allclose(
+            _task_gradients.gram(grads, mask), flat(tree) @ flat(tree).T, rtol=1e-13
+        )
 
 
 @pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_accumulated_in_float32(half):
     rows = jnp.array(RNG.normal(size=(4, 5000)), half)
-    gram = _gram.gram(rows, True)
+    gram = _task_gradients.gram(rows, True)
     assert gram.dtype == jnp.float32
     exact = np.asarray(rows, float) @ np.asarray(rows, float).T
     np.testing.assert_allclose(gram, exact, atol=1e-5 * np.max(exact))
     weights = jnp.array([0.1, 0.2, 0.3, 0.4])
-    combined = _gram.combine(rows, weights, True, heads="sum")
+    combined = _task_gradients.combine(rows, weights, True, weights)
     assert combined.dtype == half
     expected = jnp.asarray(np.asarray(weights, float) @ np.asarray(rows, float), half)
     np.testing.assert_allclose(
@@ -69,31 +67,6 @@ def test_shared_as_optax_masks_take_it():
     )
     for mask in masks:
         for given_params in (params, None):
-            assert _gram.shared_leaves(mask, grads, given_params) == TRUNK
-    assert _gram.shared_leaves(None, grads, None) == ALL
-    assert _gram.shared_leaves(np.True_, grads, None) == ALL
-
-
-def test_keys():
-    by_seed, by_key = pcgrad(key=3).init(None), pcgrad(key=jax.random.key(3)).init(None)
-    assert by_seed.rng_key == by_key.rng_key
-    assert jnp.issubdtype(by_seed.rng_key.dtype, jax.dtypes.prng_key)
-    assert pcgrad(key=np.int32(3)).init(None).rng_key == by_key.rng_key
-
-
-solve = jax.jit(_gram.nonnegative_least_squares)
-
-
-@METHOD_SETTINGS
-@given(size=st.sampled_from([1, 2, 5, 20]), rank=st.integers(1, 20), seed=st.integers(0, 10**6))
-def test_nonnegative_least_squares(x64, size, rank, seed):
-    """SciPy solves the same problem by an active-set method."""
-    rng = np.random.default_rng(seed)
-    factor = rng.normal(size=(min(rank, size) + 3, size))
-    target = rng.normal(size=len(factor))
-    u = np.asarray(solve(factor.T @ factor, factor.T @ target))
-    assert np.all(u > 0)
-    peer, distance = optimize.nnls(factor, target)
-    np.testing.assert_allclose(np.linalg.norm(factor @ u - target), distance, atol=1e-7)
-    if len(factor) >= size:  # then it is unique
-        np.testing.assert_allclose(u, peer, atol=1e-6 * (1 + peer.max()))
+            assert _task_gradients.shared_leaves(mask, grads, given_params) == TRUNK
+    assert _task_gradients.shared_leaves(None, grads, None) == ALL
+    assert _task_gradients.shared_leaves(np.True_, grads, None) == ALL

@@ -1,4 +1,4 @@
-"""Structures, states in wrappers, the training step of any method, and what bad input gets."""
+"""What a method is: its state in wrappers and in any pytree, and how one joins."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental import checkify
 
-import famo_jax
 from famo_jax import (
     FamoState,
-    _core,
-    check_losses,
+    _method,
     famo,
     logits_optimizer,
     loss_weights,
@@ -125,7 +122,7 @@ def test_apply_if_finite_skips_the_whole_update():
     _, state = tx.update(PARAMS, state, PARAMS, losses=jnp.ones(3))
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
     _, after = tx.update(broken, state, PARAMS, losses=jnp.array([0.5, 0.6, 0.7]))
-    chex.assert_trees_all_equal(_core.find_state(after), _core.find_state(state))
+    chex.assert_trees_all_equal(_method.find_state(after), _method.find_state(state))
     assert after.notfinite_count == 1
 
 
@@ -150,7 +147,7 @@ def test_multi_steps_one_pass_sees_every_kth_mini_batch():
             expected = famo(3).init(PARAMS)
             for scale in scales[1::2]:
                 _, expected = famo(3).update((), expected, losses=losses_fn(PARAMS, scale))
-            chex.assert_trees_all_close(_core.find_state(state), expected, rtol=1e-5)
+            chex.assert_trees_all_close(_method.find_state(state), expected, rtol=1e-5)
             assert np.ptp(expected.logits) > 0
     jax.effects_barrier()
     assert len(evaluations) == 4
@@ -196,7 +193,7 @@ class TrainState(NamedTuple):
 )
 def test_a_state_is_found_in_any_pytree(hold):
     state = famo(2).init(None)._replace(logits=jnp.array([1.0, 2.0]))
-    assert isinstance(_core.find_state(hold(state)), FamoState)
+    assert isinstance(_method.find_state(hold(state)), FamoState)
     np.testing.assert_array_equal(task_weights(hold(state)), task_weights(state))
 
 
@@ -209,28 +206,16 @@ class StackedState(NamedTuple):
 
 
 @pytest.fixture
-def registered_methods():
+def registered_methods(monkeypatch):
     """A weighting and an aggregation method, which join by registering and by nothing else."""
-    methods = {
-        ScaledState: lambda state, losses, *, where, normalizer: (
-            state.scale * jnp.sum(jnp.where(where, losses, 0))
-        ),
-        StackedState: _core.needs_task_gradients,
-    }
-    registry = dict(_core.scalarize.registry)
-    for kind, method in methods.items():
-        _core.scalarize.register(kind, method)
-    yield
-    # functools.singledispatch cannot unregister; its registry closes over this dict.
-    inner = next(
-        cell.cell_contents
-        for cell in _core.scalarize.dispatch.__closure__
-        if isinstance(cell.cell_contents, dict)
-    )
-    for kind in methods:
-        assert kind not in registry
-        del inner[kind]
-    _core.scalarize._clear_cache()
+    monkeypatch.setattr(_method, "_weighting", dict(_method._weighting))
+    monkeypatch.setattr(_method, "_aggregation", set(_method._aggregation))
+
+    @_method.weighting(ScaledState)
+    def scalarize_scaled(state, losses, present):
+        return state.scale * jnp.sum(jnp.where(present, losses, 0))
+
+    _method.aggregation(StackedState)
 
 
 def test_a_method_joins_by_registering(registered_methods):
@@ -248,7 +233,7 @@ def test_a_method_joins_by_registering(registered_methods):
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 5])
 def test_losses_and_grads_stacks_task_gradients(registered_methods, chunk_size):
-    state = (optax.EmptyState(), StackedState())
+    state = (StackedState(), optax.EmptyState())
     named = lambda params: dict(zip("cab", losses_fn(params), strict=True))
     losses, grads = jax.jit(
         lambda params: losses_and_grads(named, chunk_size=chunk_size)(params, state=state)
@@ -265,71 +250,3 @@ def test_losses_and_grads_stacks_task_gradients(registered_methods, chunk_size):
         weighted_loss(losses, state)
     with pytest.raises(ValueError, match=r"StackedState .* use `losses_and_grads`"):
         loss_weights(losses, state)
-
-
-@pytest.mark.parametrize("normalizer", ["harmonic", None])
-def test_losses_and_grads_with_a_weighting_method(normalizer):
-    """The gradient of the weighted loss, arguments and auxiliary output handed through."""
-    state = (
-        famo(3)
-        .init(None)
-        ._replace(logits=jnp.array([0.5, 0.1, -0.2]), losses=jnp.array([1.0, 2.0, 3.0]))
-    )
-    where = jnp.array([True, True, False])
-    with_aux = lambda params, scale, *, shift: (losses_fn(params, scale) + shift, "aux")
-    (losses, aux), grads = losses_and_grads(with_aux, has_aux=True, normalizer=normalizer)(
-        PARAMS, 2.0, shift=1.0, state=state, where=where
-    )
-    assert aux == "aux"
-    np.testing.assert_allclose(losses, losses_fn(PARAMS, 2.0) + 1, rtol=1e-6)
-    expected = jax.grad(
-        lambda params: weighted_loss(
-            losses_fn(params, 2.0) + 1, state, where=where, normalizer=normalizer
-        )
-    )(PARAMS)
-    chex.assert_trees_all_close(grads, expected, rtol=1e-5)
-
-
-# --- checkify ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("losses", "where", "words"),
-    [
-        ({"a": 1.0, "b": 2.0}, None, None),
-        ({"a": 1.0, "b": jnp.nan}, None, "task ['b'] is nan"),
-        ({"a": -jnp.inf, "b": 1.0}, None, "task ['a'] is -inf"),
-        ({"a": 1.0, "b": 0.5}, None, "task ['b'] is 0.5, not finite and above its bound 0.5"),
-        ({"a": 1.0, "b": jnp.nan}, {"a": True, "b": False}, None),
-        (jnp.array([[1.0], [0.25]]), None, "task 1 is 0.25, not finite and above its bound 0.5"),
-        (jnp.array([1.0, 2.0]), None, None),
-    ],
-)
-def test_checkify_names_the_task(losses, where, words):
-    state = famo(2, min_losses=[0.0, 0.5]).init(None)
-
-    def loss_fn(losses):
-        check_losses(losses, state, where=where)
-        return weighted_loss(losses, state, where=where)
-
-    error, _ = checkify.checkify(jax.jit(jax.grad(loss_fn)))(losses)
-    message = error.get()
-    assert message is None if words is None else words in message
-    jax.jit(jax.vmap(jax.grad(loss_fn)))(jax.tree.map(lambda x: jnp.stack([x, x]), losses))
-
-
-# --- The package ---------------------------------------------------------------------------------
-
-
-def test_every_public_name_has_a_docstring_with_an_example():
-    for name in famo_jax.__all__:
-        doc = getattr(famo_jax, name).__doc__
-        if not name.endswith("State"):
-            for part in (">>>", "Args:", "Raises:"):
-                assert part in doc, (name, part)
-    assert "TrainState" in dir(famo_jax)
-
-
-def test_unknown_names():
-    with pytest.raises(AttributeError, match="no attribute 'fame'"):
-        famo_jax.fame  # noqa: B018
