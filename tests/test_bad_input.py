@@ -23,15 +23,12 @@ from famo_jax.aggregation import (
     cagrad,
     cagrad_weights,
     graddrop,
-    imtl_g,
-    imtl_g_weights,
     mgda,
     mgda_weights,
-    nash_mtl,
-    nash_mtl_weights,
     pcgrad,
 )
 from famo_jax.weighting import amortized_mgda, dwa, ls, rlw, si, stl, uw
+from tests.methods import AGGREGATION, WEIGHTS
 
 STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
 TX = optax.chain(optax.sgd(0.1), famo(2))
@@ -452,18 +449,9 @@ def test_losses_are_required():
 
 # --- Aggregation methods --------------------------------------------------------------------------
 
-METHODS = {
-    "mgda": mgda,
-    "pcgrad": lambda **kwargs: pcgrad(key=0, **kwargs),
-    "cagrad": cagrad,
-    "imtl_g": imtl_g,
-    "graddrop": lambda **kwargs: graddrop(key=0, **kwargs),
-    "nash_mtl": nash_mtl,
-}
-
 
 def combine(method, updates, shared=None, params=None, **kwargs):
-    tx = method(shared=shared)
+    tx = method(2, shared=shared)
     return tx.update(updates, tx.init(None), params, **kwargs)
 
 
@@ -477,12 +465,12 @@ UPDATES = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AGGREGATION)
 @pytest.mark.parametrize("bad", UPDATES)
 def test_task_gradients(method, bad):
     updates, message = UPDATES[bad]
     with pytest.raises(ValueError, match=message):
-        combine(METHODS[method], updates)
+        combine(AGGREGATION[method], updates)
 
 
 WHERE = {
@@ -492,19 +480,19 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AGGREGATION)
 @pytest.mark.parametrize("bad", WHERE)
 def test_where_of_an_aggregation_method(method, bad):
     where, message = WHERE[bad]
     with pytest.raises(ValueError, match=message):
-        combine(METHODS[method], ROWS, where=where)
+        combine(AGGREGATION[method], ROWS, where=where)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AGGREGATION)
 def test_where_of_another_structure(method):
     with pytest.raises(ValueError, match="`where`: expected the structure of the losses"):
         combine(
-            METHODS[method],
+            AGGREGATION[method],
             ROWS,
             losses={"a": 1.0, "b": 1.0},
             where={"a": True, "c": True},
@@ -521,12 +509,12 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AGGREGATION)
 @pytest.mark.parametrize("bad", SHARED)
 def test_shared(method, bad):
     shared, message = SHARED[bad]
     with pytest.raises(ValueError, match=message):
-        combine(METHODS[method], {"a": ROWS}, shared=shared)
+        combine(AGGREGATION[method], {"a": ROWS}, shared=shared)
 
 
 @pytest.mark.parametrize("method", [pcgrad, graddrop])
@@ -570,9 +558,7 @@ GRAM = {
 }
 
 
-@pytest.mark.parametrize(
-    "weights", [mgda_weights, cagrad_weights, imtl_g_weights, nash_mtl_weights]
-)
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
 @pytest.mark.parametrize("bad", GRAM)
 def test_gram(weights, bad):
     gram, message = GRAM[bad]
@@ -582,19 +568,19 @@ def test_gram(weights, bad):
         weights(jnp.eye(2), where=[True, True, False])
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@pytest.mark.parametrize("method", AGGREGATION.values(), ids=AGGREGATION.keys())
 def test_a_gradient_that_is_not_task_stacked(method):
     """The gradient of one loss, whose first axis would be taken for the tasks."""
-    tx, params = method(), {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
+    tx, params = method(4), {"w": jnp.ones((4, 3)), "b": jnp.ones(4)}
     with pytest.raises(ValueError, match=r"`updates`: expected a leading axis of K before"):
         tx.update(params, tx.init(params), params)
     with pytest.raises(ValueError, match=r"`losses`: expected num_tasks = 4 values, got 3"):
         tx.update(params, tx.init(params), losses=jnp.ones(3))
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+@pytest.mark.parametrize("method", AGGREGATION.values(), ids=AGGREGATION.keys())
 def test_inside_of_masked(method):
-    tx = optax.masked(method(), {"w": True, "b": False})
+    tx = optax.masked(method(2), {"w": True, "b": False})
     params = {"w": jnp.ones(3), "b": jnp.ones(4)}
     stacked = {"w": jnp.ones((2, 3)), "b": jnp.ones((2, 4))}
     with pytest.raises(ValueError, match=r"outside of optax\.masked and optax\.partition"):

@@ -10,6 +10,7 @@ import pytest
 
 import famo_jax
 from famo_jax import famo, losses_and_grads
+from tests.methods import LEARNED, WEIGHTING
 
 K, STEPS = 4, 1_000_000
 DECADES = 12  # losses from 1e-12 to 1e12, where eps = 1e-8
@@ -80,18 +81,10 @@ def test_the_logits_stay_within_their_bounds(long_run):
     assert largest <= bound + (73 * RATE if name == "adam" else 0)
 
 
-METHODS = {
-    "famo": famo_jax.famo(K),
-    "amortized_mgda": famo_jax.weighting.amortized_mgda(K),
-    "dwa": famo_jax.weighting.dwa(K, window=3),
-    "uw": famo_jax.weighting.uw(K),
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_one_pass_in_every_method_that_learns(name):
     """The weights stay finite; of FAMO, DWA and amortised MGDA they are on their simplex."""
-    tx = METHODS[name]
+    tx = WEIGHTING[name](K)
 
     @jax.jit
     def run():

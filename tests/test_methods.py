@@ -7,28 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-import famo_jax
 from famo_jax import losses_and_grads
 from famo_jax.experiments import digits
+from tests.methods import chains
 
 STEPS, SEEDS = 300, 2
 ADAM = optax.adam(3e-3)
-METHODS = {
-    "ls": optax.chain(ADAM, famo_jax.weighting.ls()),
-    "si": optax.chain(ADAM, famo_jax.weighting.si()),
-    "stl": optax.chain(ADAM, famo_jax.weighting.stl(2)),
-    "rlw": optax.chain(ADAM, famo_jax.weighting.rlw(4, key=0)),
-    "dwa": optax.chain(ADAM, famo_jax.weighting.dwa(4, window=25)),
-    "uw": optax.chain(ADAM, famo_jax.weighting.uw(4)),
-    "amortized_mgda": optax.chain(ADAM, famo_jax.weighting.amortized_mgda(4)),
-    "famo": optax.chain(ADAM, famo_jax.famo(4)),
-    "mgda": optax.chain(famo_jax.aggregation.mgda(), ADAM),
-    "pcgrad": optax.chain(famo_jax.aggregation.pcgrad(key=0), ADAM),
-    "cagrad": optax.chain(famo_jax.aggregation.cagrad(c=0.4), ADAM),
-    "imtl_g": optax.chain(famo_jax.aggregation.imtl_g(), ADAM),
-    "graddrop": optax.chain(famo_jax.aggregation.graddrop(key=0), ADAM),
-    "nash_mtl": optax.chain(famo_jax.aggregation.nash_mtl(), ADAM),
-}
+METHODS = chains(digits.K, ADAM)
 
 
 @pytest.fixture(scope="module")

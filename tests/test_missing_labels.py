@@ -11,30 +11,11 @@ import pytest
 import famo_jax
 from famo_jax import famo, losses_and_grads
 from famo_jax.experiments import digits
+from tests.methods import WEIGHTING, chains
 
 K = 4
 SGD = optax.sgd(1e-3)
-WEIGHTING = {
-    "famo": famo(K, learning_rate=0.1),
-    "ls": famo_jax.weighting.ls(),
-    "si": famo_jax.weighting.si(),
-    "stl": famo_jax.weighting.stl(2),
-    "rlw": famo_jax.weighting.rlw(K, key=0),
-    "dwa": famo_jax.weighting.dwa(K),
-    "uw": famo_jax.weighting.uw(K),
-    "amortized_mgda": famo_jax.weighting.amortized_mgda(K),
-}
-AGGREGATION = {
-    "mgda": famo_jax.aggregation.mgda(),
-    "pcgrad": famo_jax.aggregation.pcgrad(key=0),
-    "cagrad": famo_jax.aggregation.cagrad(),
-    "imtl_g": famo_jax.aggregation.imtl_g(),
-    "graddrop": famo_jax.aggregation.graddrop(key=0),
-    "nash_mtl": famo_jax.aggregation.nash_mtl(),
-}
-TRANSFORMATIONS = {name: optax.chain(SGD, tx) for name, tx in WEIGHTING.items()} | {
-    name: optax.chain(tx, SGD) for name, tx in AGGREGATION.items()
-}
+TRANSFORMATIONS = chains(K, SGD) | {"famo": optax.chain(SGD, famo(K, learning_rate=0.1))}
 # How the change is measured: with nothing, a function, or the losses after the step.
 MODES = [(name, "one-pass") for name in TRANSFORMATIONS] + [
     (name, mode) for name in ("famo", "amortized_mgda") for mode in ("losses_fn", "new_losses")

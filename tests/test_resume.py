@@ -20,32 +20,20 @@ from flax import nnx
 import famo_jax
 from famo_jax import famo, losses_and_grads, task_weights
 from famo_jax.experiments import _checkpoint, _study, digits
+from tests.methods import chains
 
 K, STEPS = 4, 5  # before the checkpoint, and as many after it
 RNG = np.random.default_rng(0)
 X = jnp.array(RNG.normal(size=(2 * STEPS, 16, 6)), jnp.float32)
 Y = jnp.array(RNG.normal(size=(2 * STEPS, 16, K)) * [0.1, 1, 10, 100], jnp.float32)
 ADAM = optax.adam(1e-2)
-METHODS = {
-    "famo": (optax.chain(ADAM, famo(K)), False),
+METHODS = {name: (tx, False) for name, tx in chains(K, ADAM).items()} | {
     "famo two-pass": (optax.chain(ADAM, famo(K, learning_rate=0.1, min_losses=-1.0)), True),
     "famo with a schedule": (
         optax.chain(ADAM, famo(K, learning_rate=optax.linear_schedule(0.1, 0.0, 2 * STEPS))),
         False,
     ),
-    "ls": (optax.chain(ADAM, famo_jax.weighting.ls([1.0, 2.0, 3.0, 4.0])), False),
-    "si": (optax.chain(ADAM, famo_jax.weighting.si()), False),
-    "stl": (optax.chain(ADAM, famo_jax.weighting.stl(1)), False),
-    "rlw": (optax.chain(ADAM, famo_jax.weighting.rlw(K, key=0)), False),
-    "dwa": (optax.chain(ADAM, famo_jax.weighting.dwa(K, window=2)), False),
-    "uw": (optax.chain(ADAM, famo_jax.weighting.uw(K)), False),
-    "amortized_mgda": (optax.chain(ADAM, famo_jax.weighting.amortized_mgda(K)), False),
-    "mgda": (optax.chain(famo_jax.aggregation.mgda(), ADAM), False),
-    "pcgrad": (optax.chain(famo_jax.aggregation.pcgrad(key=0), ADAM), False),
-    "cagrad": (optax.chain(famo_jax.aggregation.cagrad(), ADAM), False),
-    "imtl_g": (optax.chain(famo_jax.aggregation.imtl_g(), ADAM), False),
-    "graddrop": (optax.chain(famo_jax.aggregation.graddrop(key=0), ADAM), False),
-    "nash_mtl": (optax.chain(famo_jax.aggregation.nash_mtl(), ADAM), False),
+    "famo, smoothed": (optax.chain(ADAM, famo(K, smoothing=0.9, normalizer=None)), False),
     "MultiSteps": (optax.MultiSteps(optax.chain(ADAM, famo(K)), 2), False),
     "apply_if_finite": (optax.apply_if_finite(optax.chain(ADAM, famo(K)), 3), True),
 }

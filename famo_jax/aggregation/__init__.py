@@ -1,4 +1,4 @@
-"""Aggregation methods: task-stacked gradients in, one gradient out.
+r"""Aggregation methods: task-stacked gradients in, one gradient out.
 
 **In a chain.** A method stands first, :func:`famo_jax.losses_and_grads` gives it what it needs, and
 what follows it sees one gradient::
@@ -12,11 +12,11 @@ gradients, the elements being the tasks, of which a method is an aggregator. So 
 in the middle of ``optax.experimental.aggregating.process(preprocessor, method, postprocessor)``,
 where the preprocessor may for example clip the gradient of each task.
 
-**update.** ``update(updates, state, params=None, *, where=None, losses=None)`` returns one gradient,
-without the axis of K, in the structure and the dtypes of the parameters. ``where`` are the tasks
-present: one boolean, ``[K]``, or structured as ``losses``. Absent tasks weigh 0 and have no say,
-whatever their gradients hold; with all absent the gradient is 0. A present gradient that is not
-finite gives NaN.
+**update.** ``update(updates, state, params=None, *, where=None, losses=None)`` returns one
+gradient, without the axis of K, in the structure and the dtypes of the parameters. ``where`` are
+the tasks present: one boolean, ``[K]``, or structured as ``losses``. Absent tasks weigh 0 and have
+no say, whatever their gradients hold; with all absent the gradient is 0. A present gradient that is
+not finite gives NaN.
 
 **shared.** The leaves whose gradients decide: a pytree of booleans (a prefix of the parameters will
 do) or a function of the parameters that returns one; by default all. The others, such as task
@@ -29,7 +29,7 @@ task-stacked, and for arguments of the wrong kind.
 lie between about 1e-18 and 1e19, below which a gradient counts as zero and above which the result
 is NaN.
 
-``NAME_weights`` are the weights alone, from the Gram matrix :math:`G = J J^\\top` of the task
+``NAME_weights`` are the weights alone, from the Gram matrix :math:`G = J J^\top` of the task
 gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks, and raise a
 ``ValueError`` where ``gram`` is not square or ``where`` of another length.
 """

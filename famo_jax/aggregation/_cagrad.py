@@ -46,7 +46,8 @@ def cagrad(
     the one nearest to the mean, so 0 where there is no other. If the gradients sum to 0, so is d.
 
     The official code multiplies all of this by K, and divides it by :math:`1 + c^2` on the shared
-    parameters: ``chain(cagrad(c=c, shared=shared), scale(K), masked(scale(1 / (1 + c**2)), shared))``.
+    parameters: behind ``cagrad(c=c, shared=shared)`` stand ``optax.scale(K)`` and
+    ``optax.masked(optax.scale(1 / (1 + c**2)), shared)``.
 
     Args:
       c: The radius of the ball, in lengths of the mean gradient. At least 0; below 1 the average

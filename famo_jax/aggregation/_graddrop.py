@@ -34,7 +34,8 @@ def graddrop(
     that of the negative ones. Entries on whose sign all tasks agree are summed as they are; where
     all are zero so is d.
 
-    Absent tasks enter neither P nor d. The leaves that are not ``shared`` get the sum over the tasks.
+    Absent tasks enter neither P nor d. The leaves that are not ``shared`` get the sum over the
+    tasks.
 
     No system is solved, so nothing is special about equal, opposite or dependent gradients. An
     entry that is NaN for a present task is NaN in the result; an infinite one may be.

@@ -22,8 +22,8 @@ def mgda(*, shared: Shared = None) -> optax.GradientTransformationExtraArgs:
     .. math:: d = J^\top z, \quad z = \arg\min_{z \in \Delta} \tfrac12 \lVert J^\top z \rVert^2
 
     so that :math:`g_i \cdot d \ge \lVert d \rVert^2` for every task i, and d = 0 exactly where no
-    direction descends on all tasks. With absent tasks the hull is that of the others' gradients. The
-    leaves that are not ``shared`` get the same weights.
+    direction descends on all tasks. With absent tasks the hull is that of the others' gradients.
+    The leaves that are not ``shared`` get the same weights.
 
     Of two equal gradients it does not matter which one weighs. Opposite gradients, a gradient of
     zero, or any others with 0 in their convex hull, as is common with more tasks than parameters,

@@ -49,7 +49,6 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
     References:
       Liu et al., FAMO, Appendix A: SI
     """
-
     bounds = functools.partial(_tasks.flatten_bounds, min_losses, None)
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
     _checks.check_finite("min_losses", min_losses)

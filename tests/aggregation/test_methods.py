@@ -7,32 +7,12 @@ import optax
 import pytest
 
 from famo_jax import losses_and_grads, weighted_loss
-from famo_jax.aggregation import (
-    cagrad,
-    cagrad_weights,
-    graddrop,
-    imtl_g,
-    imtl_g_weights,
-    mgda,
-    mgda_weights,
-    nash_mtl,
-    nash_mtl_weights,
-    pcgrad,
-)
+from famo_jax.aggregation import pcgrad
+from tests.methods import AGGREGATION, HEADS, WEIGHTS
 
+K = 3
 METHODS = {
-    "mgda": mgda,
-    "pcgrad": lambda **kwargs: pcgrad(key=0, **kwargs),
-    "cagrad": cagrad,
-    "imtl_g": imtl_g,
-    "graddrop": lambda **kwargs: graddrop(key=0, **kwargs),
-    "nash_mtl": nash_mtl,
-}
-WEIGHTS = {
-    "mgda": mgda_weights,
-    "cagrad": cagrad_weights,
-    "imtl_g": imtl_g_weights,
-    "nash_mtl": nash_mtl_weights,
+    name: lambda k=K, make=make, **kwargs: make(k, **kwargs) for name, make in AGGREGATION.items()
 }
 all_methods = pytest.mark.parametrize("name", METHODS)
 
@@ -65,11 +45,7 @@ def task_grads(name, params=PARAMS, **kwargs):
 
 @all_methods
 def test_heads(name):
-    """MGDA, IMTL-G, Nash-MTL: the trunk's weights. PCGrad, CAGrad: the mean. GradDrop: the sum.
-
-    The scale of the trunk's direction: without conflict that of PCGrad and CAGrad (c = 0) is the
-    mean of the task gradients, and that of GradDrop their sum.
-    """
+    """They get a gradient at the scale of the trunk's: its weights, the mean or the sum."""
     grads = task_grads(name)
     tx = METHODS[name](shared={"trunk": True, "heads": False})
     gradient, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
@@ -77,14 +53,14 @@ def test_heads(name):
 
     of_sum = jax.grad(lambda params: sum(losses_fn(params).values()))(PARAMS)
     for index, (task, head) in enumerate(gradient["heads"].items()):
-        if name in ("mgda", "imtl_g", "nash_mtl"):
+        if name not in HEADS:
             weight = np.asarray(WEIGHTS[name](trunk @ trunk.T))[index]
             expected = (
                 weight
                 * jax.grad(lambda params, task=task: losses_fn(params)[task])(PARAMS)["heads"][task]
             )
         else:
-            expected = of_sum["heads"][task] / (1 if name == "graddrop" else 2)
+            expected = of_sum["heads"][task] / (1 if HEADS[name] == "sum" else 2)
         np.testing.assert_allclose(head, expected, rtol=1e-4)
     # The heads' gradients decide nothing.
     alone = METHODS[name]()

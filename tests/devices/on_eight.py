@@ -13,13 +13,14 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from famo_jax import famo
+from tests.methods import AGGREGATION
+
 from .problem import (
-    AGGREGATION,
     LEARN_FROM_CHANGES,
     NUM_TASKS,
     SGD,
     TX,
-    WEIGHTING,
     arrays,
     learnt,
     mean_errors,
@@ -138,7 +139,7 @@ def test_trains_as_on_one_device(name, two_pass, how):
 
 def test_famo_with_parameters_sharded_in_shard_map():
     """Gathered inside the losses, so that the gradient of a shard is the shard of the gradient."""
-    tx = optax.chain(SGD, WEIGHTING["famo"])  # clipping would see the norm of a shard alone
+    tx = optax.chain(SGD, famo(NUM_TASKS))  # clipping would see the norm of a shard alone
     params, batch = problem()
     step = train_step(tx, two_pass=True)
     expected = Run(None, *train(step, params, tx.init(params), batch))

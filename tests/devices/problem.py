@@ -7,35 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import famo_jax
 from famo_jax import _method, losses_and_grads
+from tests.methods import chains
 
 STEPS = 200
 NUM_TASKS = 5
 SGD = optax.sgd(1e-2, momentum=0.9)
 CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), SGD)  # the lengths of gradients differ
 
-WEIGHTING = {
-    "ls": famo_jax.weighting.ls(),
-    "si": famo_jax.weighting.si(),
-    "stl": famo_jax.weighting.stl(2),
-    "rlw": famo_jax.weighting.rlw(NUM_TASKS, key=0),
-    "dwa": famo_jax.weighting.dwa(NUM_TASKS, window=5),
-    "uw": famo_jax.weighting.uw(NUM_TASKS),
-    "amortized_mgda": famo_jax.weighting.amortized_mgda(NUM_TASKS),
-    "famo": famo_jax.famo(NUM_TASKS),
-}
-AGGREGATION = {
-    "mgda": famo_jax.aggregation.mgda(),
-    "pcgrad": famo_jax.aggregation.pcgrad(key=0),
-    "cagrad": famo_jax.aggregation.cagrad(c=0.4),
-    "imtl_g": famo_jax.aggregation.imtl_g(),
-    "graddrop": famo_jax.aggregation.graddrop(key=0),
-    "nash_mtl": famo_jax.aggregation.nash_mtl(),
-}
-TX = {name: optax.chain(CLIPPED, tx) for name, tx in WEIGHTING.items()} | {
-    name: optax.chain(tx, CLIPPED) for name, tx in AGGREGATION.items()
-}
+TX = chains(NUM_TASKS, CLIPPED)
 LEARN_FROM_CHANGES = ("amortized_mgda", "famo")
 
 

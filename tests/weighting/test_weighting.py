@@ -7,23 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-import famo_jax
+from famo_jax import famo, losses_and_grads, weighted_loss, weighting
 from famo_jax import loss_weights as weigh
-from famo_jax import losses_and_grads, weighted_loss
+from tests.methods import WEIGHTING
 
 K = 3
-METHODS = {
-    "famo": lambda: famo_jax.famo(K),
-    "ls": famo_jax.weighting.ls,
-    "ls with weights": lambda: famo_jax.weighting.ls([0.5, 2.0, 1.0]),
-    "si": famo_jax.weighting.si,
-    "si with bounds": lambda: famo_jax.weighting.si(min_losses=[0.1, -1.0, 0.2]),
-    "stl": lambda: famo_jax.weighting.stl(1),
-    "rlw": lambda: famo_jax.weighting.rlw(K, key=7),
-    "dwa": lambda: famo_jax.weighting.dwa(K),
-    "dwa over two steps": lambda: famo_jax.weighting.dwa(K, window=2, temperature=0.5),
-    "uw": lambda: famo_jax.weighting.uw(K),
-    "amortized_mgda": lambda: famo_jax.weighting.amortized_mgda(K),
+METHODS = {name: lambda make=make: make(K) for name, make in WEIGHTING.items()} | {
+    "ls with weights": lambda: weighting.ls([0.5, 2.0, 1.0]),
+    "si with bounds": lambda: weighting.si(min_losses=[0.1, -1.0, 0.2]),
+    "dwa at a temperature": lambda: weighting.dwa(K, temperature=0.5),
+    "famo without c, smoothed": lambda: famo(K, normalizer=None, smoothing=0.9),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 TARGETS = jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])

@@ -1,0 +1,46 @@
+"""The table of all methods: what is tested of every method is tested of those that stand here."""
+
+import optax
+
+import famo_jax
+from famo_jax import aggregation, weighting
+
+WEIGHTING = {  # of K
+    "famo": lambda k: famo_jax.famo(k),
+    "ls": lambda k: weighting.ls(),
+    "si": lambda k: weighting.si(),
+    "stl": lambda k: weighting.stl(min(2, k - 1)),
+    "rlw": lambda k: weighting.rlw(k, key=0),
+    "dwa": lambda k: weighting.dwa(k, window=2),
+    "uw": weighting.uw,
+    "amortized_mgda": weighting.amortized_mgda,
+}
+# Those whose weights are learned from the losses, not drawn or given.
+LEARNED = ("famo", "amortized_mgda", "dwa", "uw")
+
+AGGREGATION = {  # of (K, shared=None)
+    "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),
+    "pcgrad": lambda k, **kwargs: aggregation.pcgrad(key=0, **kwargs),
+    "cagrad": lambda k, **kwargs: aggregation.cagrad(**kwargs),
+    "imtl_g": lambda k, **kwargs: aggregation.imtl_g(**kwargs),
+    "graddrop": lambda k, **kwargs: aggregation.graddrop(key=0, **kwargs),
+    "nash_mtl": lambda k, **kwargs: aggregation.nash_mtl(**kwargs),
+}
+# Those that are a function of the Gram matrix and remember nothing: the bare weights.
+WEIGHTS = {
+    "mgda": aggregation.mgda_weights,
+    "cagrad": aggregation.cagrad_weights,
+    "imtl_g": aggregation.imtl_g_weights,
+    "nash_mtl": aggregation.nash_mtl_weights,
+}
+# What leaves outside of `shared` get.
+HEADS = {"pcgrad": "mean", "cagrad": "mean", "graddrop": "sum"}  # the others: "weights"
+# Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
+RANDOM = ("rlw", "pcgrad", "graddrop")
+
+
+def chains(num_tasks, optimizer):
+    """Every method in a chain with an optimizer, by name."""
+    weighted = {name: optax.chain(optimizer, make(num_tasks)) for name, make in WEIGHTING.items()}
+    combined = {name: optax.chain(make(num_tasks), optimizer) for name, make in AGGREGATION.items()}
+    return weighted | combined
