@@ -7,6 +7,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax.experimental import checkify
 
 from famo_jax import _checks, _method, _task_gradients, _tasks
@@ -132,35 +133,56 @@ def _call(
 
 
 def losses_and_grads(
-    losses_fn: Callable[..., Any],
+    losses_fn: chex.ArrayTree,
     *,
     has_aux: bool = False,
+    encoder: Callable[..., chex.ArrayTree] | None = None,
+    gram_at: _task_gradients.Shared = None,
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
     """Like :func:`jax.value_and_grad`, for K losses and any method: only the state tells which.
 
-    A weighting method takes one backward pass. An aggregation method takes one for each task, and
-    gets task-stacked gradients, which its own transformation then combines.
+    A weighting method takes one backward pass. An aggregation method takes one for each task, of
+    as much of the model as it has to be:
+
+    * by default of all of it. The method gets task-stacked gradients, and combines them;
+    * with ``gram_at``, down to these leaves, such as the last shared layer. There the gradients are
+      compared; with the weights so found one backward pass goes through all. Exact for a method
+      that is a function of the Gram matrix over these leaves; GradDrop is none;
+    * with ``encoder``, of the task heads alone. The gradients are compared, and combined, at the
+      features z, and one backward pass goes on from there. What is found is a bound: if z decides
+      all that tasks share, a direction at z along which no loss rises is, through the encoder, one
+      along which none rises in the parameters, but MGDA's, say, is not the shortest there.
 
     Args:
       losses_fn: ``losses_fn(params, *args, **kwargs)`` returns the losses, as an array of K or a
-        pytree of K scalars, or ``(losses, aux)``.
+        pytree of K scalars, or ``(losses, aux)``; with ``encoder`` it gets z after the parameters.
+        Or a pytree of such functions, which return one loss each: each is then pulled back by
+        itself, so that with ``encoder`` no task runs through the heads of the others.
       has_aux: Whether it returns ``(losses, aux)``.
+      encoder: ``z = encoder(params, *args, **kwargs)``, any pytree. The parameters that
+        ``losses_fn`` takes besides are the heads: they get gradients at the scale of the shared
+        one, as each method says. For a weighting method this is the composition, and nothing else.
+      gram_at: The leaves, as ``shared`` of the methods takes them. Not with ``encoder``.
       chunk_size: How many of the K backward passes of an aggregation method run at once. Default:
         all; fewer need less memory, but a loop, in which convolutions on a CPU are many times
-        slower.
+        slower. A pytree of functions has none to run at once.
 
     Returns:
       A function ``(params, *args, state, where=None, **kwargs) -> (losses, grads)``, or
       ``((losses, aux), grads)``. ``state`` is a method's state or an optimizer state that holds
-      one; ``where`` are the tasks present, as in :func:`weighted_loss`. ``grads`` are structured
-      as ``params``, with a leading axis of K on every leaf for an aggregation method, where the
-      rows of absent tasks hold the gradient of 0 times their loss.
+      one; ``where`` are the tasks present, as in :func:`weighted_loss`. ``grads`` are what
+      ``tx.update`` takes: structured as ``params``, for an aggregation method with a leading axis
+      of K on every leaf, where the rows of absent tasks hold the gradient of 0 times their loss.
+      With ``encoder`` or ``gram_at`` an aggregation method gets functions, which only its own
+      ``update`` knows what to do with.
 
     Raises:
-      ValueError: If ``losses_fn`` is no function or ``chunk_size`` no int of at least 1; when
-        called, as :func:`weighted_loss` does, if an aggregation method does not stand first in its
-        chain, and if parameters or losses are not floating: no gradient flows through integers.
+      ValueError: If ``losses_fn`` is no function, ``chunk_size`` no int of at least 1, ``gram_at``
+        no mask or both it and ``encoder`` are given; when called, as :func:`weighted_loss` does, if
+        an aggregation method does not stand first in its chain, if z does not depend on the
+        parameters, and if parameters or losses are not floating: no gradient flows through
+        integers.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -173,9 +195,31 @@ def losses_and_grads(
       >>> updates, opt_state = tx.update(grads, opt_state, params, losses=losses)
       >>> print(losses["a"], grads.round(1))
       1.0 [2.4]
+
+      At the features, with a head of its own for each task:
+
+      >>> from famo_jax.aggregation import mgda
+      >>> params = {"trunk": jnp.eye(2), "depth": jnp.ones(2), "seg": jnp.ones(2)}
+      >>> encoder = lambda params, x: jnp.tanh(x @ params["trunk"])
+      >>> heads = {
+      ...     name: lambda params, z, x, name=name: jnp.mean((z @ params[name] - 1.0) ** 2)
+      ...     for name in ("depth", "seg")
+      ... }
+      >>> tx = optax.chain(mgda(), optax.adam(1e-3))
+      >>> opt_state = tx.init(params)
+      >>> step = losses_and_grads(heads, encoder=encoder)
+      >>> losses, grads = step(params, jnp.ones((4, 2)), state=opt_state)
+      >>> updates, opt_state = tx.update(grads, opt_state, params, losses=losses)
     """
-    if not callable(losses_fn):
-        raise ValueError(f"`losses_fn`: expected a function, got {type(losses_fn).__name__}")
+    functions = jax.tree.leaves(losses_fn, is_leaf=callable)
+    if not functions or not all(map(callable, functions)):
+        got = type(losses_fn).__name__
+        raise ValueError(f"`losses_fn`: expected a function, or a pytree of functions, got {got}")
+    if encoder is not None and not callable(encoder):
+        raise ValueError(f"`encoder`: expected a function, got {type(encoder).__name__}")
+    if encoder is not None and gram_at is not None:
+        raise ValueError("expected one of `encoder` and `gram_at`, got both")
+    _task_gradients.check_shared(gram_at, "gram_at")
     if chunk_size is not None:
         _checks.check_num_tasks(chunk_size, "chunk_size")
 
@@ -186,15 +230,6 @@ def losses_and_grads(
         where: chex.ArrayTree | None = None,
         **kwargs: Any,
     ) -> Any:
-        def with_aux(params: chex.ArrayTree) -> Any:
-            output = losses_fn(params, *args, **kwargs)
-            if has_aux and not (isinstance(output, tuple) and len(output) == 2):
-                got = type(output).__name__
-                raise ValueError(f"`losses_fn`: expected (losses, aux) with has_aux, got {got}")
-            losses, aux = output if has_aux else (output, None)
-            _tasks.flatten_tasks(losses, "losses_fn", kinds=(jnp.floating,))
-            return losses, aux
-
         method_state = _method.find_state(state)
         _method.check_first(state)
         for leaf in jax.tree.leaves(params):
@@ -202,11 +237,37 @@ def losses_and_grads(
             if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
                 got = type(leaf).__name__ if dtype is None else dtype
                 raise ValueError(f"`params`: expected floating values, got {got}")
-        losses, pullback, aux = jax.vjp(with_aux, params, has_aux=True)
-        if _method.is_aggregation(method_state):
-            grads = _task_gradients.stack(losses, pullback, where, chunk_size)
+
+        def bind(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *variables: function(*variables, *args, **kwargs)
+
+        bound = jax.tree.map(bind, losses_fn, is_leaf=callable)
+        if encoder is None:
+            losses, jacobian, aux = _task_gradients.linearize(bound, params, has_aux=has_aux)
         else:
-            (grads,) = pullback(loss_weights(losses, method_state, where=where))
+            features, whole, through = _task_gradients.encode(bind(encoder), params)
+            at = lambda function: lambda params, features: function(params, whole(features))
+            losses, jacobian, aux = _task_gradients.linearize(
+                jax.tree.map(at, bound, is_leaf=callable), params, features, has_aux=has_aux
+            )
+
+        grads: Any
+        if _method.is_aggregation(method_state):
+            present = _tasks.flatten_where(
+                where, losses, _tasks.flatten_tasks(losses, "losses").size
+            )
+            if encoder is not None:
+                grads = _task_gradients.at_features(through, jacobian, present, chunk_size)
+            elif gram_at is not None or _method.is_lazy(method_state):
+                mask = _task_gradients.shared_leaves(gram_at, params, params, "gram_at")
+                grads = _task_gradients.on_parameters(jacobian, present, chunk_size, mask)
+            else:
+                (grads,) = _task_gradients.task_rows(jacobian, present, chunk_size)
+        else:
+            weights = loss_weights(losses, method_state, where=where)
+            grads, *at_features = _task_gradients.pull_back(jacobian, weights)
+            if encoder is not None:
+                grads = optax.tree.add(grads, through(*at_features)[0])
         return ((losses, aux), grads) if has_aux else (losses, grads)
 
     return losses_and_grads_fn

@@ -31,7 +31,7 @@ class Weighting(NamedTuple):
 
 
 _weighting: dict[type, Weighting] = {}
-_aggregation: set[type] = set()
+_aggregation: dict[type, bool] = {}  # whether they look at task gradients in some steps only
 
 
 def weighting(
@@ -53,15 +53,25 @@ def weighting(
     return register
 
 
-def aggregation(state_type: S) -> S:
-    """Registers, as a decorator, the type of the states of an aggregation method."""
-    _aggregation.add(state_type)
+def aggregation(state_type: S, *, lazy: bool = False) -> S:
+    """Registers, as a decorator, the type of the states of an aggregation method.
+
+    Args:
+      state_type: A NamedTuple.
+      lazy: Whether the method looks at the task gradients in some steps only.
+    """
+    _aggregation[state_type] = lazy
     return state_type
 
 
 def is_aggregation(state: Any) -> bool:
     """Whether this is the state of a method that needs the gradients of the tasks."""
     return type(state) in _aggregation
+
+
+def is_lazy(state: Any) -> bool:
+    """Whether this is the state of one that looks at them in some steps only."""
+    return _aggregation.get(type(state), False)
 
 
 def scalarize_by(state: Any) -> tuple[Scalarize, int | None]:

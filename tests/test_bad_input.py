@@ -298,7 +298,10 @@ ERRORS = [
     (lambda: check_losses(LOSSES, None), "exactly one, got none in a NoneType"),
     (lambda: check_losses(LOSSES, STATE, where=[1, 1]), "`where`: expected bool values, got int32"),
     # losses_and_grads
-    (lambda: losses_and_grads(None), "`losses_fn`: expected a function, got NoneType"),
+    (
+        lambda: losses_and_grads(None),
+        "`losses_fn`: expected a function, or a pytree of functions, got NoneType",
+    ),
     (lambda: losses_and_grads(abs, chunk_size=True), "`chunk_size`: expected an int of at least 1"),
     (lambda: graded(lambda x: None), "`losses_fn`: expected at least one value, got 0"),
     (lambda: graded(lambda x: "loss"), "`losses_fn`: expected floating values, got str"),
@@ -504,7 +507,7 @@ SHARED = {
     "deeper": ({"a": {"b": True}}, "`shared`: expected a prefix of the structure"),
     "no booleans": ({"a": 1}, "`shared`: expected a pytree of booleans, got a leaf 1"),
     "arrays": ({"a": jnp.array([True, False])}, "`shared`: expected a pytree of booleans"),
-    "nothing shared": ({"a": False}, "`shared`: expected at least one shared leaf"),
+    "nothing shared": ({"a": False}, "`shared`: expected at least one leaf"),
     "a function of no mask": (lambda params: params, "`shared`: expected a pytree of booleans"),
 }
 

@@ -209,7 +209,7 @@ class StackedState(NamedTuple):
 def registered_methods(monkeypatch):
     """A weighting and an aggregation method, which join by registering and by nothing else."""
     monkeypatch.setattr(_method, "_weighting", dict(_method._weighting))
-    monkeypatch.setattr(_method, "_aggregation", set(_method._aggregation))
+    monkeypatch.setattr(_method, "_aggregation", dict(_method._aggregation))
 
     @_method.weighting(ScaledState)
     def scalarize_scaled(state, losses, present):

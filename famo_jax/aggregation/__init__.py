@@ -37,13 +37,17 @@ gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks,
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
+from famo_jax.aggregation._log_losses import LogLossesState, log_losses
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
 from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weights
 from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
+from famo_jax.aggregation._periodic import PeriodicState, periodic
 
 __all__ = ["CagradState", "cagrad", "cagrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
+__all__ += ["LogLossesState", "log_losses"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
 __all__ += ["NashMtlState", "nash_mtl", "nash_mtl_weights"]
 __all__ += ["PcgradState", "pcgrad"]
+__all__ += ["PeriodicState", "periodic"]

@@ -21,7 +21,7 @@ and calls :func:`from_gradients`. The ``state`` is of a type of the method's own
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from famo_jax import _checks, _task_gradients, _tasks
-from famo_jax._task_gradients import Heads, Shared
+from famo_jax._task_gradients import Heads, Shared, TaskGradients
 
 Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
 Combine: TypeAlias = Callable[..., tuple[list[jax.Array], Any]]
@@ -49,13 +49,11 @@ def from_gram(
       **parameters: What ``weigh`` gets besides.
     """
 
-    def aggregate(
-        updates: chex.ArrayTree, mask: chex.ArrayTree, present: jax.Array, state: Any
-    ) -> tuple[chex.ArrayTree, Any]:
-        gram = _task_gradients.gram(updates, mask)
-        weights, state = _weigh(weigh, gram, present, state, parameters)
-        others = weights if heads == "weights" else _head_weights(heads, present, weights.dtype)
-        return _task_gradients.combine(updates, weights, mask, others), state
+    def aggregate(given: _Given, state: Any) -> tuple[chex.ArrayTree, Any]:
+        gram = _task_gradients.gram(given.rows, given.compared)
+        weights, state = _weigh(weigh, gram, given.present, state, parameters)
+        others = weights if heads == "weights" else _head_weights(heads, given.present)
+        return given.from_weights(weights, others), state
 
     return _transformation(aggregate, init, shared)
 
@@ -65,18 +63,17 @@ def from_gradients(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a method that needs the gradients themselves: as :func:`from_gram`."""
 
-    def aggregate(
-        updates: chex.ArrayTree, mask: chex.ArrayTree, present: jax.Array, state: Any
-    ) -> tuple[chex.ArrayTree, Any]:
-        leaves, treedef = jax.tree.flatten(updates)
-        flags = jax.tree.leaves(mask)
-        shared_leaves = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
-        combined, state = combine(shared_leaves, present, state, **parameters)
-        others = _head_weights(heads, present, jnp.float32)
-        gradients = jax.tree.leaves(_task_gradients.combine(updates, others, mask, others))
-        pending = iter(combined)
-        picked = [next(pending) if flag else g for flag, g in zip(flags, gradients, strict=True)]
-        return jax.tree.unflatten(treedef, picked), state
+    def aggregate(given: _Given, state: Any) -> tuple[chex.ArrayTree, Any]:
+        if given.from_rows is None:
+            raise ValueError(
+                f"`updates`: {type(state).__name__} belongs to a method that needs the gradients "
+                "themselves, where a Gram matrix does not suffice: leave `gram_at` and `periodic` "
+                "out, or give an `encoder`"
+            )
+        rows, flags = jax.tree.leaves(given.rows), jax.tree.leaves(given.compared)
+        compared = [leaf for leaf, flag in zip(rows, flags, strict=True) if flag]
+        combined, state = combine(compared, given.present, state, **parameters)
+        return given.from_rows(combined, _head_weights(heads, given.present)), state
 
     return _transformation(aggregate, init, shared)
 
@@ -114,10 +111,47 @@ def gram_weights(
     return weights
 
 
+def check_method(method: Any) -> None:
+    """Raises ValueError unless it is what an aggregation method's factory returns."""
+    if not isinstance(method, optax.GradientTransformationExtraArgs):
+        raise ValueError(
+            f"`method`: expected an aggregation method, as `mgda()`, got {type(method).__name__}"
+        )
+
+
+def scale_tasks(updates: optax.Updates, scale: jax.Array) -> optax.Updates:
+    """The task gradients, wherever they are taken, of losses that are scaled each."""
+    if not isinstance(updates, TaskGradients):
+        return _scaled(updates, scale)
+    of_weights, at_features = updates.from_weights, updates.from_rows
+    return TaskGradients(
+        rows=lambda: _scaled(updates.rows(), scale),
+        from_weights=of_weights and (lambda w, others: of_weights(w * scale, others * scale)),
+        from_rows=at_features and (lambda at, others: at_features(at, others * scale)),
+    )
+
+
+def _scaled(rows: chex.ArrayTree, scale: jax.Array) -> chex.ArrayTree:
+    def scaled(leaf: jax.Array) -> jax.Array:
+        return (leaf * scale.reshape(-1, *[1] * (jnp.ndim(leaf) - 1))).astype(leaf.dtype)
+
+    return jax.tree.map(scaled, rows)
+
+
+class _Given(NamedTuple):
+    """What an update was given, wherever the task gradients were taken."""
+
+    rows: chex.ArrayTree  # the task gradients, [K, ...], zeros in those of absent tasks
+    compared: chex.ArrayTree  # structured as the rows, True where the method compares or combines
+    present: jax.Array  # [K], bool
+    # Of weights, [K], and those of the heads, [K]: the gradient.
+    from_weights: Callable[[jax.Array, jax.Array], Any]
+    # Of the compared leaves, combined, and the weights of the heads: the gradient.
+    from_rows: Callable[[list[jax.Array], jax.Array], Any] | None
+
+
 def _transformation(
-    aggregate: Callable[[chex.ArrayTree, chex.ArrayTree, jax.Array, Any], tuple[Any, Any]],
-    init: Callable[[], Any],
-    shared: Shared,
+    aggregate: Callable[[_Given, Any], tuple[Any, Any]], init: Callable[[], Any], shared: Shared
 ) -> optax.GradientTransformationExtraArgs:
     _task_gradients.check_shared(shared)
     expected = jax.eval_shape(init)  # before `init` no device is touched
@@ -137,11 +171,69 @@ def _transformation(
     ) -> tuple[optax.Updates, Any]:
         del extra_args
         _checks.check_state(state, expected)
-        updates, present = _task_gradients.present_tasks(updates, where, losses, params)
-        mask = _task_gradients.shared_leaves(shared, updates, params)
-        return aggregate(updates, mask, present, state)
+        if isinstance(updates, TaskGradients):
+            rows, present = _task_gradients.present_tasks(updates.rows(), where, losses, None)
+            return aggregate(_given_by(updates, rows, present, shared, params), state)
+        rows, present = _task_gradients.present_tasks(updates, where, losses, params)
+        mask = _task_gradients.shared_leaves(shared, rows, params)
+        return aggregate(_stacked(rows, present, mask), state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> _Given:
+    """Task gradients laid out over all parameters."""
+
+    def from_weights(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
+        return _task_gradients.combine(rows, weights, mask, others)
+
+    def from_rows(combined: list[jax.Array], others: jax.Array) -> chex.ArrayTree:
+        pending = iter(combined)
+        own = lambda flag, leaf: next(pending) if flag else leaf
+        return jax.tree.map(own, mask, from_weights(others, others))
+
+    return _Given(rows, mask, present, from_weights, from_rows)
+
+
+def _given_by(
+    taken: TaskGradients,
+    rows: chex.ArrayTree,
+    present: jax.Array,
+    shared: Shared,
+    params: optax.Params | None,
+) -> _Given:
+    """Task gradients taken on some parameters, at features, or for the weights alone."""
+    everywhere = jax.tree.map(lambda _: True, rows)
+    at_features, of_weights = taken.from_rows, taken.from_weights
+    if shared is not None and (at_features is not None or of_weights is None):
+        raise ValueError(
+            "`shared`: expected None with `encoder` and in `periodic`, got a mask: what is not "
+            "shared are the parameters of the heads"
+        )
+    if at_features is not None:
+        treedef = jax.tree.structure(rows)
+
+        def from_rows(combined: list[jax.Array], others: jax.Array) -> chex.ArrayTree:
+            return at_features(jax.tree.unflatten(treedef, combined), others)
+
+        # Of the rows and not of the weights: so nothing of an absent task reaches the encoder.
+        def through(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
+            at = _task_gradients.combine(rows, weights, everywhere, weights)
+            return at_features(at, others)
+
+        return _Given(rows, everywhere, present, through, from_rows)
+    if of_weights is None:
+        return _Given(rows, everywhere, present, lambda *weights: weights, None)
+    mask = _task_gradients.shared_leaves(shared, params, params)
+
+    def on_parameters(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
+        gradient = of_weights(weights, others)
+        if all(jax.tree.leaves(mask)):
+            return gradient
+        pick = lambda is_shared, own, other: own if is_shared else other
+        return jax.tree.map(pick, mask, gradient, of_weights(others, others))
+
+    return _Given(rows, everywhere, present, on_parameters, None)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -155,6 +247,6 @@ def _weigh(
     return jnp.where(present, jnp.where(finite, weights, jnp.nan), 0), state
 
 
-def _head_weights(heads: Heads, present: jax.Array, dtype: Any) -> jax.Array:
-    ones = present.astype(dtype)
+def _head_weights(heads: Heads, present: jax.Array) -> jax.Array:
+    ones = present.astype(float)
     return ones / jnp.maximum(jnp.sum(ones), 1) if heads == "mean" else ones
