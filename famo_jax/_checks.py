@@ -109,6 +109,18 @@ def adam_unless(
     return optimizer
 
 
+def check_optimizer(
+    optimizer: optax.GradientTransformation, opt_state: optax.OptState, params: jax.Array
+) -> None:
+    """Raises ValueError unless it is one whose state has this structure."""
+    own: object = jax.tree.structure(opt_state)
+    if own != jax.tree.structure(jax.eval_shape(optimizer.init, params)):
+        raise ValueError(
+            "`optimizer`: expected the one that `state.opt_state` belongs to, as `famo` and "
+            f"`logits_optimizer` build it from the same arguments, got another than that of {own}"
+        )
+
+
 def check_key(key: Any) -> None:
     """Raises ValueError unless it is a typed key or an int, of which to make one."""
     dtype = _tasks.dtype_of(key)

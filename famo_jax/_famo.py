@@ -34,7 +34,7 @@ class Unit(NamedTuple):
     """c is 1."""
 
 
-# In a state a normalizer is a node without leaves, which every transformation and format keeps.
+# A node without leaves: every transformation, and every format of files, keeps it in a state.
 Normalizer: TypeAlias = Harmonic | Geometric | Arithmetic | Unit
 NormalizerName: TypeAlias = Literal["harmonic", "geometric", "arithmetic"] | None
 NORMALIZERS: dict[Any, Normalizer] = {
@@ -96,8 +96,7 @@ def task_weights(state: chex.ArrayTree) -> jax.Array:
       ``[K]``, in JAX's order of the losses: the keys of a dict are sorted.
 
     Raises:
-      ValueError: If ``state`` holds no method's state, or several, or that of a method without
-        task logits.
+      ValueError: If ``state`` holds not one method's state, or that of one without task logits.
 
     Example:
       >>> from famo_jax import famo, task_weights
@@ -105,8 +104,7 @@ def task_weights(state: chex.ArrayTree) -> jax.Array:
       Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
 
     References:
-      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
-      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, section 3.2
+      Liu et al., `FAMO <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, section 3.2
     """
     method_state = _method.find_state(state)
     if not hasattr(method_state, "logits"):
@@ -159,8 +157,7 @@ def logits_optimizer(
       [-0.025  0.025]
 
     References:
-      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
-      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
+      Liu et al., `FAMO <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Algorithms 1 and 2
     """
     _checks.check_rate("weight_decay", weight_decay)
     _checks.check_decay("smoothing", smoothing)
@@ -228,9 +225,9 @@ def update_logits(
     which is Algorithm 2 of the paper with the default optimizer, Algorithm 1 with SGD. A task
     that fell slower than the others gains weight.
 
-    Two-pass: the losses of one batch before and after the step of the model. One-pass, without a
-    second forward pass: ``update_logits(state, state.losses, losses, optimizer)`` as the first
-    line of a step; its first call only remembers. One may follow the other.
+    Two-pass: the losses of one batch before and after the step of the model. One-pass:
+    ``update_logits(state, state.losses, losses, optimizer)`` as the first line of a step, whose
+    first call only remembers. One may follow the other.
 
     Jitted, and compiled anew for each ``optimizer`` object. A change that is not finite (a loss
     that is NaN, infinite, or so far under its bound that D is not positive, before or after)
@@ -266,8 +263,7 @@ def update_logits(
       [0.87 0.13]
 
     References:
-      Liu et al., `FAMO: Fast Adaptive Multitask Optimization
-      <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023
+      Liu et al., `FAMO <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Algorithms 1 and 2
     """
     famo_state = _method.find_state(state)
     if not isinstance(famo_state, FamoState):
@@ -292,20 +288,12 @@ def _update_logits(
     *,
     optimizer: optax.GradientTransformation,
 ) -> FamoState:
+    _checks.check_optimizer(optimizer, state.opt_state, state.logits)
     num_tasks = state.logits.size
-    own: object = jax.tree.structure(state.opt_state)
-    if own != jax.tree.structure(jax.eval_shape(optimizer.init, state.logits)):
-        raise ValueError(
-            "`optimizer`: expected the one that `state.opt_state` belongs to, as `famo` and "
-            f"`logits_optimizer` build it from the same arguments, got another than that of {own}"
-        )
-    return _step(
-        state,
-        _tasks.flatten_tasks(losses, "losses", num_tasks),
-        _tasks.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses),
-        _tasks.flatten_where(where, new_losses, num_tasks),
-        optimizer=optimizer,
-    )
+    before = _tasks.flatten_tasks(losses, "losses", num_tasks)
+    after = _tasks.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
+    present = _tasks.flatten_where(where, new_losses, num_tasks)
+    return _step(state, before, after, present, optimizer=optimizer)
 
 
 # --- The gradient transformation ------------------------------------------------------------------
@@ -339,14 +327,13 @@ def famo(
       ``params + updates``, so FAMO stands *last* in its chain, and outside of ``optax.masked`` and
       ``optax.partition``;
     * two-pass with ``new_losses``, which you evaluated yourself;
-    * one-pass with neither, from the losses of the update before to this one's. It costs no
-      second forward pass, and the weights in use are one change older.
+    * one-pass with neither, from the losses of the update before to this one's: no second forward
+      pass, and weights that are one change older.
 
-    ``losses`` are those at ``params``, ``where`` the tasks present in this batch: see
-    :func:`update_logits`, also for losses that are not finite.
-
-    Under ``optax.MultiSteps(optax.chain(..., famo(K)), k)`` it sees the losses of every k-th
-    mini-batch; behind ``MultiSteps`` in a chain, one-pass, those of every one.
+    ``losses`` are those at ``params``, ``where`` the tasks present: see :func:`update_logits`.
+    First in its chain, with ``losses_fn``, it would look where the raw gradient leads; only
+    :class:`famo_jax.TrainState` can see that. Under ``MultiSteps(chain(..., famo(K)), k)`` it sees
+    the losses of every k-th mini-batch; behind ``MultiSteps``, one-pass, those of every one.
 
     Args:
       num_tasks: K, the number of losses.
@@ -375,22 +362,15 @@ def famo(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
-      >>> from famo_jax import famo, task_weights, weighted_loss
+      >>> from famo_jax import famo, losses_and_grads, task_weights
       >>> losses_fn = lambda x: jnp.array([0.01, 100.0]) * (x - jnp.array([1.0, 3.0])) ** 2
       >>> tx = optax.chain(optax.adam(0.1), famo(num_tasks=2))
       >>> params, opt_state = jnp.array(0.0), tx.init(jnp.array(0.0))
-      >>> @jax.jit
-      ... def train_step(params, opt_state):
-      ...     def loss_fn(params):
-      ...         losses = losses_fn(params)
-      ...         return weighted_loss(losses, opt_state), losses
-      ...     grads, losses = jax.grad(loss_fn, has_aux=True)(params)
-      ...     updates, opt_state_ = tx.update(
-      ...         grads, opt_state, params, losses=losses, losses_fn=losses_fn
-      ...     )
-      ...     return optax.apply_updates(params, updates), opt_state_
       >>> for _ in range(5):
-      ...     params, opt_state = train_step(params, opt_state)
+      ...     losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
+      ...     two_pass = {"losses": losses, "losses_fn": losses_fn}
+      ...     updates, opt_state = tx.update(grads, opt_state, params, **two_pass)
+      ...     params = optax.apply_updates(params, updates)
       >>> print(task_weights(opt_state).round(2))  # the loss that falls slower gains weight
       [0.44 0.56]
 

@@ -6,7 +6,7 @@ Nothing else changes for a new method.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import chex
@@ -221,20 +221,20 @@ def _states_among_tuples(node: Any) -> Iterator[Any]:
             yield from _states_among_tuples(child)
 
 
-def _children(node: Any) -> list[Any]:
+def _children(node: Any) -> Iterable[Any]:
     if isinstance(node, tuple | list | dict):
-        children = list(node.values() if isinstance(node, dict) else node)
+        children: Any = node.values() if isinstance(node, dict) else node
         if hasattr(node, "_fields") or isinstance(next(iter(children), None), tuple):
-            return children
-    return []
+            return children  # type: ignore[no-any-return]
+    return ()
 
 
 def _chains(node: Any) -> Iterator[list[Any]]:
     """The states of ``optax.chain`` and ``optax.named_chain`` in a state, link by link."""
-    children = [] if _is_method_state(node) else _children(node)
+    children = () if _is_method_state(node) else _children(node)
     # A plain dict has forgotten the order of its links: jit sorts its keys.
     if type(node) in (tuple, list, collections.OrderedDict):
-        yield children
+        yield list(children)
     for child in children:
         yield from _chains(child)
 

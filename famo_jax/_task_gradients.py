@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import flatten_util
-from jax.extend.core import Var
 from jax.tree_util import Partial
 
 from famo_jax import _tasks
@@ -105,11 +104,11 @@ def encode(
 def _depends(pullback: Callable[..., Any], cotangents: list[jax.Array]) -> bool:
     """Whether anything that a pullback returns depends on what it gets."""
     jaxpr = jax.make_jaxpr(pullback)(cotangents).jaxpr
-    reached = set(jaxpr.invars)
+    reached = set(map(id, jaxpr.invars))
     for equation in jaxpr.eqns:
-        if any(isinstance(each, Var) and each in reached for each in equation.invars):
-            reached.update(equation.outvars)
-    return any(isinstance(each, Var) and each in reached for each in jaxpr.outvars)
+        if not reached.isdisjoint(map(id, equation.invars)):
+            reached.update(map(id, equation.outvars))
+    return not reached.isdisjoint(map(id, jaxpr.outvars))
 
 
 def pull_back(jacobian: Jacobian, cotangents: chex.ArrayTree) -> tuple[chex.ArrayTree, ...]:

@@ -41,10 +41,10 @@ def pcgrad(*, key: jax.Array | int, shared: Shared = None) -> optax.GradientTran
 
     Args:
       key: The seed of the random orders: an int or a typed key.
-      shared: The leaves whose gradients decide. Default: all.
+      shared: The leaves whose gradients conflict. Default: all.
 
     Returns:
-      An aggregator whose state is a :class:`PcgradState`.
+      An aggregator. Its state, a :class:`PcgradState`, holds the key.
 
     Raises:
       ValueError: If ``key`` is neither an int nor a typed key, or ``shared`` no mask.

@@ -26,8 +26,6 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
     ``normalizer=None``, so the control beside any result of FAMO's. It hands the updates through
     untouched. A loss under its bound propagates as NaN, one at its bound as infinity.
 
-    Under ``where`` the term of an absent task is dropped and the others keep their weights.
-
     Args:
       min_losses: The lower bounds b of the losses: one for all, ``[K]``, or a pytree of scalars
         structured as the losses. Every loss must stay above its bound.
@@ -36,8 +34,7 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
       A :class:`optax.GradientTransformationExtraArgs` whose state is an :class:`SiState`.
 
     Raises:
-      ValueError: If ``min_losses`` are not finite numbers; when losses are weighed, if their
-        number is another one.
+      ValueError: If ``min_losses`` are not finite; when losses come, if there are more or fewer.
 
     Example:
       >>> import jax.numpy as jnp
