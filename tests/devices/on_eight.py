@@ -22,6 +22,8 @@ from .problem import (
     SGD,
     TX,
     arrays,
+    encode,
+    head_losses,
     learnt,
     mean_errors,
     problem,
@@ -255,3 +257,38 @@ def test_with_sharded_parameters_no_task_gradients_are_gathered(name, two_pass):
     compiled = run(name, two_pass, "sharded parameters").compiled
     assert "all-gather" in {kind for kind, _ in collectives(compiled)}  # of the parameters
     assert not gathers_task_gradients(compiled)
+
+
+# --- Task gradients at the features, or on some parameters ----------------------------------------
+
+ENGINES = {
+    "features": {"task_losses": head_losses, "encoder": encode},
+    "a layer": {"gram_at": {"kernel": True, "bias": False, "heads": False}},
+}
+some_methods = pytest.mark.parametrize("name", ["mgda", "pcgrad", "nash_mtl"])
+
+
+@functools.cache
+def run_at(name, engine, how):
+    params, batch = problem()
+    if how != "one device":
+        specs = SHARDED if how == "sharded parameters" else EVERYWHERE
+        params, batch = place(params, specs, mesh()), place(batch, P("data"), mesh())
+    state = TX[name].init(params) if how == "one device" else init(TX[name], params, mesh())
+    step = train_step(TX[name], **ENGINES[engine])
+    return Run((params, state), *train(step, params, state, batch))
+
+
+@some_methods
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", ["jit", "sharded parameters"])
+def test_elsewhere_it_trains_as_on_one_device(name, engine, how):
+    assert_same(run_at(name, engine, how), run_at(name, engine, "one device"))
+
+
+@some_methods
+def test_at_the_features_devices_tell_each_other_a_gram_matrix(name):
+    """Beside one gradient and the losses, ``[K, K]``: a feature stays where its example is."""
+    compiled = run_at(name, "features", "jit").compiled
+    assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
+    assert numbers(compiled) <= numbers(plain()) + NUM_TASKS**2 + NUM_TASKS

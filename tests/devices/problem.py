@@ -47,16 +47,27 @@ def task_losses(params, batch):
     return mean_errors(hidden @ params["heads"], y)
 
 
+def encode(params, batch):
+    """The hidden layer, as features, ``[256, 32]``."""
+    return jnp.tanh(batch[0] @ params["kernel"] + params["bias"])
+
+
+def head_losses(params, features, batch):
+    """The losses of `task_losses` from the features on, ``[5]``."""
+    return mean_errors(features @ params["heads"], batch[1])
+
+
 def mean_errors(outputs, y):
     return jnp.mean(((outputs - y) ** 2).reshape(-1, NUM_TASKS, 2), axis=(0, 2))
 
 
-def train_step(tx, *, two_pass=False, task_losses=task_losses):
+def train_step(tx, *, two_pass=False, task_losses=task_losses, **options):
     """``(params, opt_state, batch) -> (params, opt_state, losses)``."""
 
     def step(params, opt_state, batch):
         losses_fn = lambda params: task_losses(params, batch)
-        losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
+        take = losses_and_grads(task_losses, **options)
+        losses, grads = take(params, batch, state=opt_state)
         extra = {"losses_fn": losses_fn} if two_pass else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         return optax.apply_updates(params, updates), opt_state, losses
