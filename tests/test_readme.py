@@ -30,7 +30,7 @@ def side(diff, kept):
 
 @pytest.mark.parametrize(("kept", "name"), [("-", "ordinary"), ("+", "FAMO")])
 def test_both_sides_of_the_quick_start(kept, name):
-    (diff,) = blocks("diff")
+    diff, _ = blocks("diff")
     namespace = {}
     printed = run(side(diff, kept), namespace)
     assert np.all(np.isfinite(namespace["losses"]))
@@ -38,7 +38,8 @@ def test_both_sides_of_the_quick_start(kept, name):
 
 
 def test_three_lines_change():
-    (diff,) = blocks("diff")
+    diff, of_features = blocks("diff")
+    assert sum(line.startswith("-") for line in of_features.splitlines()) == 1
     assert sum(line.startswith("-") for line in diff.splitlines()) == 3
 
 
