@@ -591,7 +591,8 @@ def test_the_trunk_is_passed_back_once():
     # As one function each of K cotangents passes through all K heads.
     through_all = MANY**2 / WIDE
     at_once = products({"fn": "heads", "encoder": encoder})
-    assert at_once < plain + gram_at_z + through_all + rest
+    # (Older JAX takes the gradients of all heads with them, and throws these away.)
+    assert at_once < plain + gram_at_z + 2 * through_all + rest
     # On the last layer its own product K times, and nothing below it.
     last = products({"fn": "whole", "gram_at": LAST})
     assert last < plain + MANY * 1.1 + gram_at_layer + through_all + rest
