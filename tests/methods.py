@@ -33,10 +33,18 @@ WEIGHTS = {
     "imtl_g": aggregation.imtl_g_weights,
     "nash_mtl": aggregation.nash_mtl_weights,
 }
-# What leaves outside of `shared` get.
-HEADS = {"pcgrad": "mean", "cagrad": "mean", "graddrop": "sum"}  # the others: "weights"
+# What leaves outside of `shared` get; with the others: the same weights.
+HEADS = {
+    "pcgrad": "mean",
+    "cagrad": "mean",
+    "graddrop": "sum",
+}
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop")
+# Those whose direction is another one where all gradients are longer by the same factor.
+SCALED = ()
+# Those that may give a task no weight.
+SPARSE = ("mgda",)
 
 
 def chains(num_tasks, optimizer):

@@ -452,7 +452,7 @@ def test_losses_are_required():
 
 def combine(method, updates, shared=None, params=None, **kwargs):
     tx = method(2, shared=shared)
-    return tx.update(updates, tx.init(None), params, **kwargs)
+    return tx.update(updates, tx.init({"a": ROWS[0]} if shared else ROWS[0]), params, **kwargs)
 
 
 UPDATES = {

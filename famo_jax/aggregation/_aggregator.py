@@ -8,15 +8,16 @@ A method that is a function of the Gram matrix G states
     * ``present``: ``[K]``, bool
     * ``weights``: ``[K]``; those of absent tasks are set to 0 afterwards
 
-and calls :func:`from_gram`. One that needs the gradients themselves states
+and calls :func:`from_gram`. With ``needs_losses`` it gets ``losses`` besides, ``[K]``, at least
+float32 and 1 for absent tasks. One that needs the gradients themselves states
 
     ``combine(gradients, present, state, **parameters) -> (gradients, state)``
 
     * ``gradients``: a list of the shared leaves, ``[K, ...]``, 0 in the rows of absent tasks, to
       one of ``[...]``
 
-and calls :func:`from_gradients`. The ``state`` is of a type of the method's own, the
-``parameters`` are traced.
+and calls :func:`from_gradients`. One that remembers task gradients is declared in ``_memory.py``.
+The ``state`` is of a type of the method's own, the ``parameters`` are traced.
 """
 
 import functools
@@ -36,7 +37,14 @@ Combine: TypeAlias = Callable[..., tuple[list[jax.Array], Any]]
 
 
 def from_gram(
-    weigh: Weigh, init: Callable[[], Any], *, shared: Shared, heads: Heads, **parameters: Any
+    weigh: Weigh,
+    init: Callable[[], Any],
+    *,
+    shared: Shared,
+    heads: Heads,
+    num_tasks: int | None = None,
+    needs_losses: bool = False,
+    **parameters: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a method that is a function of the Gram matrix.
 
@@ -46,18 +54,26 @@ def from_gram(
       shared: The leaves over which the Gram matrix is taken.
       heads: What the others get: the same weights, the mean over the tasks or their sum. Whichever
         has the scale of the shared direction.
+      num_tasks: K, or None where any number will do.
+      needs_losses: Whether ``weigh`` gets the losses.
       **parameters: What ``weigh`` gets besides.
     """
 
     def aggregate(
-        updates: chex.ArrayTree, mask: chex.ArrayTree, present: jax.Array, state: Any
+        updates: chex.ArrayTree,
+        mask: chex.ArrayTree,
+        present: jax.Array,
+        state: Any,
+        losses: dict[str, jax.Array],
     ) -> tuple[chex.ArrayTree, Any]:
         gram = _task_gradients.gram(updates, mask)
-        weights, state = _weigh(weigh, gram, present, state, parameters)
+        weights, state = _weigh(weigh, gram, present, state, parameters | losses)
         others = weights if heads == "weights" else _head_weights(heads, present, weights.dtype)
         return _task_gradients.combine(updates, weights, mask, others), state
 
-    return _transformation(aggregate, init, shared)
+    return transformation(
+        aggregate, lambda _: init(), shared, num_tasks=num_tasks, needs_losses=needs_losses
+    )
 
 
 def from_gradients(
@@ -66,19 +82,39 @@ def from_gradients(
     """The transformation of a method that needs the gradients themselves: as :func:`from_gram`."""
 
     def aggregate(
-        updates: chex.ArrayTree, mask: chex.ArrayTree, present: jax.Array, state: Any
+        updates: chex.ArrayTree,
+        mask: chex.ArrayTree,
+        present: jax.Array,
+        state: Any,
+        losses: dict[str, jax.Array],
     ) -> tuple[chex.ArrayTree, Any]:
-        leaves, treedef = jax.tree.flatten(updates)
-        flags = jax.tree.leaves(mask)
-        shared_leaves = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
-        combined, state = combine(shared_leaves, present, state, **parameters)
+        del losses
+        combined, state = combine(selected(updates, mask), present, state, **parameters)
         others = _head_weights(heads, present, jnp.float32)
-        gradients = jax.tree.leaves(_task_gradients.combine(updates, others, mask, others))
-        pending = iter(combined)
-        picked = [next(pending) if flag else g for flag, g in zip(flags, gradients, strict=True)]
-        return jax.tree.unflatten(treedef, picked), state
+        return merge(updates, mask, combined, others), state
 
-    return _transformation(aggregate, init, shared)
+    return transformation(aggregate, lambda _: init(), shared)
+
+
+def selected(tree: chex.ArrayTree, mask: chex.ArrayTree) -> list[jax.Array]:
+    """The leaves that the mask selects."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
+    return [leaf for leaf, flag in pairs if flag]
+
+
+def merge(
+    updates: chex.ArrayTree,
+    mask: chex.ArrayTree,
+    combined: list[jax.Array],
+    head_weights: jax.Array,
+) -> chex.ArrayTree:
+    """One gradient: what a method combined where shared, the weighted sum elsewhere."""
+    gradient = _task_gradients.combine(updates, head_weights, mask, head_weights)
+    leaves, treedef = jax.tree.flatten(gradient)
+    pending = iter(combined)
+    flags = jax.tree.leaves(mask)
+    picked = [next(pending) if flag else leaf for flag, leaf in zip(flags, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, picked)
 
 
 def gram_weights(
@@ -114,17 +150,25 @@ def gram_weights(
     return weights
 
 
-def _transformation(
-    aggregate: Callable[[chex.ArrayTree, chex.ArrayTree, jax.Array, Any], tuple[Any, Any]],
-    init: Callable[[], Any],
+def transformation(
+    aggregate: Callable[..., tuple[Any, Any]],
+    init: Callable[[Any], Any],
     shared: Shared,
+    *,
+    num_tasks: int | None = None,
+    needs_losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    _task_gradients.check_shared(shared)
-    expected = jax.eval_shape(init)  # before `init` no device is touched
+    """What all aggregation methods have in common.
 
-    def init_fn(params: optax.Params) -> Any:
-        del params
-        return init()
+    Args:
+      aggregate: ``(updates, mask, present, state, losses) -> (gradient, state)``, where ``losses``
+        is a dict of this one argument, empty unless ``needs_losses``.
+      init: Returns the first state, of the parameters.
+      shared: The leaves whose gradients decide.
+      num_tasks: K, or None where any number will do.
+      needs_losses: Whether ``update`` has to be given ``losses``.
+    """
+    _task_gradients.check_shared(shared)
 
     def update_fn(
         updates: optax.Updates,
@@ -136,12 +180,23 @@ def _transformation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        _checks.check_state(state, expected)
         updates, present = _task_gradients.present_tasks(updates, where, losses, params)
+        if num_tasks is not None and present.size != num_tasks:
+            raise ValueError(
+                f"`updates`: expected the gradients of num_tasks = {num_tasks} tasks, got "
+                f"{present.size}"
+            )
         mask = _task_gradients.shared_leaves(shared, updates, params)
-        return aggregate(updates, mask, present, state)
+        first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), updates)
+        _checks.check_state(state, jax.eval_shape(init, first if params is None else params))
+        given = {}
+        if needs_losses:
+            values = _tasks.flatten_tasks(losses, "losses", present.size)
+            values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+            given["losses"] = jnp.where(present, values, 1)
+        return aggregate(updates, mask, present, state, given)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init, update_fn)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

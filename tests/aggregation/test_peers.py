@@ -128,7 +128,7 @@ def test_pcgrad_with_the_same_orders(x64, monkeypatch):
     tx = pcgrad(key=0)
     state = tx.init(None)
     for rows in draws():
-        orders = np.asarray(_pcgrad._random_orders(jax.random.split(state.rng_key)[1], len(rows)))
+        orders = np.asarray(_pcgrad.random_orders(jax.random.split(state.rng_key)[1], len(rows)))
         pending = iter(torch.tensor(orders))
         monkeypatch.setattr(torch, "randperm", lambda size, pending=pending: next(pending))
         theirs = aggregation.PCGrad()(torch.tensor(rows)).numpy() / len(rows)  # a sum
