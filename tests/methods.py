@@ -25,6 +25,7 @@ AGGREGATION = {  # of (K, shared=None)
     "imtl_g": lambda k, **kwargs: aggregation.imtl_g(**kwargs),
     "graddrop": lambda k, **kwargs: aggregation.graddrop(key=0, **kwargs),
     "nash_mtl": lambda k, **kwargs: aggregation.nash_mtl(**kwargs),
+    "upgrad": lambda k, **kwargs: aggregation.upgrad(**kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -32,12 +33,14 @@ WEIGHTS = {
     "cagrad": aggregation.cagrad_weights,
     "imtl_g": aggregation.imtl_g_weights,
     "nash_mtl": aggregation.nash_mtl_weights,
+    "upgrad": aggregation.upgrad_weights,
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {
     "pcgrad": "mean",
     "cagrad": "mean",
     "graddrop": "sum",
+    "upgrad": "mean",
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop")
