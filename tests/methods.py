@@ -26,6 +26,7 @@ AGGREGATION = {  # of (K, shared=None)
     "graddrop": lambda k, **kwargs: aggregation.graddrop(key=0, **kwargs),
     "nash_mtl": lambda k, **kwargs: aggregation.nash_mtl(**kwargs),
     "upgrad": lambda k, **kwargs: aggregation.upgrad(**kwargs),
+    "dualproj": lambda k, **kwargs: aggregation.dualproj(**kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -34,6 +35,7 @@ WEIGHTS = {
     "imtl_g": aggregation.imtl_g_weights,
     "nash_mtl": aggregation.nash_mtl_weights,
     "upgrad": aggregation.upgrad_weights,
+    "dualproj": aggregation.dualproj_weights,
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {
@@ -41,6 +43,7 @@ HEADS = {
     "cagrad": "mean",
     "graddrop": "sum",
     "upgrad": "mean",
+    "dualproj": "mean",
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop")
