@@ -18,7 +18,7 @@ WEIGHTING = {  # of K
 # Those whose weights are learned from the losses, not drawn or given.
 LEARNED = ("famo", "amortized_mgda", "dwa", "uw")
 
-AGGREGATION = {  # of (K, shared=None)
+AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more.
     "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),
     "pcgrad": lambda k, **kwargs: aggregation.pcgrad(key=0, **kwargs),
     "cagrad": lambda k, **kwargs: aggregation.cagrad(**kwargs),
@@ -27,6 +27,7 @@ AGGREGATION = {  # of (K, shared=None)
     "nash_mtl": lambda k, **kwargs: aggregation.nash_mtl(**kwargs),
     "upgrad": lambda k, **kwargs: aggregation.upgrad(**kwargs),
     "dualproj": lambda k, **kwargs: aggregation.dualproj(**kwargs),
+    "fairgrad": lambda k, **kwargs: aggregation.fairgrad(alpha=0.5, **kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -36,6 +37,7 @@ WEIGHTS = {
     "nash_mtl": aggregation.nash_mtl_weights,
     "upgrad": aggregation.upgrad_weights,
     "dualproj": aggregation.dualproj_weights,
+    "fairgrad": lambda gram, **kwargs: aggregation.fairgrad_weights(gram, 0.5, **kwargs),
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {

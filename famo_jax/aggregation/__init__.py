@@ -36,6 +36,7 @@ gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks,
 
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
+from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
@@ -45,6 +46,7 @@ from famo_jax.aggregation._upgrad import UpgradState, upgrad, upgrad_weights
 
 __all__ = ["CagradState", "cagrad", "cagrad_weights"]
 __all__ += ["DualprojState", "dualproj", "dualproj_weights"]
+__all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
