@@ -28,6 +28,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "upgrad": lambda k, **kwargs: aggregation.upgrad(**kwargs),
     "dualproj": lambda k, **kwargs: aggregation.dualproj(**kwargs),
     "fairgrad": lambda k, **kwargs: aggregation.fairgrad(alpha=0.5, **kwargs),
+    "aligned_mtl": lambda k, **kwargs: aggregation.aligned_mtl(**kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -38,6 +39,7 @@ WEIGHTS = {
     "upgrad": aggregation.upgrad_weights,
     "dualproj": aggregation.dualproj_weights,
     "fairgrad": lambda gram, **kwargs: aggregation.fairgrad_weights(gram, 0.5, **kwargs),
+    "aligned_mtl": aggregation.aligned_mtl_weights,
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {
@@ -46,6 +48,7 @@ HEADS = {
     "graddrop": "sum",
     "upgrad": "mean",
     "dualproj": "mean",
+    "aligned_mtl": "mean",
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop")

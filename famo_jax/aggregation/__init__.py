@@ -34,6 +34,7 @@ gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks,
 ``ValueError`` where ``gram`` is not square or ``where`` of another length.
 """
 
+from famo_jax.aggregation._aligned_mtl import AlignedMtlState, aligned_mtl, aligned_mtl_weights
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
 from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
@@ -44,7 +45,8 @@ from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weig
 from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
 from famo_jax.aggregation._upgrad import UpgradState, upgrad, upgrad_weights
 
-__all__ = ["CagradState", "cagrad", "cagrad_weights"]
+__all__ = ["AlignedMtlState", "aligned_mtl", "aligned_mtl_weights"]
+__all__ += ["CagradState", "cagrad", "cagrad_weights"]
 __all__ += ["DualprojState", "dualproj", "dualproj_weights"]
 __all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
