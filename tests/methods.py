@@ -29,6 +29,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "dualproj": lambda k, **kwargs: aggregation.dualproj(**kwargs),
     "fairgrad": lambda k, **kwargs: aggregation.fairgrad(alpha=0.5, **kwargs),
     "aligned_mtl": lambda k, **kwargs: aggregation.aligned_mtl(**kwargs),
+    "config": lambda k, **kwargs: aggregation.config(**kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -40,6 +41,7 @@ WEIGHTS = {
     "dualproj": aggregation.dualproj_weights,
     "fairgrad": lambda gram, **kwargs: aggregation.fairgrad_weights(gram, 0.5, **kwargs),
     "aligned_mtl": aggregation.aligned_mtl_weights,
+    "config": aggregation.config_weights,
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {
@@ -49,6 +51,7 @@ HEADS = {
     "upgrad": "mean",
     "dualproj": "mean",
     "aligned_mtl": "mean",
+    "config": "sum",
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop")
