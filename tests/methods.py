@@ -30,6 +30,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "fairgrad": lambda k, **kwargs: aggregation.fairgrad(alpha=0.5, **kwargs),
     "aligned_mtl": lambda k, **kwargs: aggregation.aligned_mtl(**kwargs),
     "config": lambda k, **kwargs: aggregation.config(**kwargs),
+    "ntkmtl": lambda k, **kwargs: aggregation.ntkmtl(**kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -42,6 +43,7 @@ WEIGHTS = {
     "fairgrad": lambda gram, **kwargs: aggregation.fairgrad_weights(gram, 0.5, **kwargs),
     "aligned_mtl": aggregation.aligned_mtl_weights,
     "config": aggregation.config_weights,
+    "ntkmtl": aggregation.ntkmtl_weights,
 }
 # What leaves outside of `shared` get; with the others: the same weights.
 HEADS = {

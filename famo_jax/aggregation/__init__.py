@@ -43,6 +43,7 @@ from famo_jax.aggregation._graddrop import GraddropState, graddrop
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
 from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weights
+from famo_jax.aggregation._ntkmtl import NtkmtlState, ntkmtl, ntkmtl_weights
 from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
 from famo_jax.aggregation._upgrad import UpgradState, upgrad, upgrad_weights
 
@@ -55,5 +56,6 @@ __all__ += ["GraddropState", "graddrop"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
 __all__ += ["NashMtlState", "nash_mtl", "nash_mtl_weights"]
+__all__ += ["NtkmtlState", "ntkmtl", "ntkmtl_weights"]
 __all__ += ["PcgradState", "pcgrad"]
 __all__ += ["UpgradState", "upgrad", "upgrad_weights"]
