@@ -31,6 +31,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "aligned_mtl": lambda k, **kwargs: aggregation.aligned_mtl(**kwargs),
     "config": lambda k, **kwargs: aggregation.config(**kwargs),
     "ntkmtl": lambda k, **kwargs: aggregation.ntkmtl(**kwargs),
+    "gradvac": lambda k, **kwargs: aggregation.gradvac(k, key=0, **kwargs),
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -54,9 +55,10 @@ HEADS = {
     "dualproj": "mean",
     "aligned_mtl": "mean",
     "config": "sum",
+    "gradvac": "mean",
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
-RANDOM = ("rlw", "pcgrad", "graddrop")
+RANDOM = ("rlw", "pcgrad", "graddrop", "gradvac")
 # Those whose direction is another one where all gradients are longer by the same factor.
 SCALED = ()
 # Those that may give a task no weight.
