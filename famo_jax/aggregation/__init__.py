@@ -40,6 +40,7 @@ from famo_jax.aggregation._config import ConfigState, config, config_weights
 from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
 from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
+from famo_jax.aggregation._gradnorm import GradnormState, gradnorm
 from famo_jax.aggregation._gradvac import GradvacState, gradvac
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
@@ -54,6 +55,7 @@ __all__ += ["ConfigState", "config", "config_weights"]
 __all__ += ["DualprojState", "dualproj", "dualproj_weights"]
 __all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
+__all__ += ["GradnormState", "gradnorm"]
 __all__ += ["GradvacState", "gradvac"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
