@@ -33,6 +33,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "ntkmtl": lambda k, **kwargs: aggregation.ntkmtl(**kwargs),
     "gradvac": lambda k, **kwargs: aggregation.gradvac(k, key=0, **kwargs),
     "gradnorm": aggregation.gradnorm,
+    "db_mtl": aggregation.db_mtl,
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {

@@ -37,6 +37,7 @@ gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks,
 from famo_jax.aggregation._aligned_mtl import AlignedMtlState, aligned_mtl, aligned_mtl_weights
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._config import ConfigState, config, config_weights
+from famo_jax.aggregation._db_mtl import DbMtlState, db_mtl
 from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
 from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
@@ -52,6 +53,7 @@ from famo_jax.aggregation._upgrad import UpgradState, upgrad, upgrad_weights
 __all__ = ["AlignedMtlState", "aligned_mtl", "aligned_mtl_weights"]
 __all__ += ["CagradState", "cagrad", "cagrad_weights"]
 __all__ += ["ConfigState", "config", "config_weights"]
+__all__ += ["DbMtlState", "db_mtl"]
 __all__ += ["DualprojState", "dualproj", "dualproj_weights"]
 __all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
