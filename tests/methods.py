@@ -34,6 +34,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "gradvac": lambda k, **kwargs: aggregation.gradvac(k, key=0, **kwargs),
     "gradnorm": aggregation.gradnorm,
     "db_mtl": aggregation.db_mtl,
+    "moco": aggregation.moco,
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -62,9 +63,9 @@ HEADS = {
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop", "gradvac")
 # Those whose direction is another one where all gradients are longer by the same factor.
-SCALED = ()
+SCALED = ("moco",)
 # Those that may give a task no weight.
-SPARSE = ("mgda",)
+SPARSE = ("mgda", "moco")
 
 
 def chains(num_tasks, optimizer):

@@ -45,6 +45,7 @@ from famo_jax.aggregation._gradnorm import GradnormState, gradnorm
 from famo_jax.aggregation._gradvac import GradvacState, gradvac
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
+from famo_jax.aggregation._moco import MocoState, moco
 from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weights
 from famo_jax.aggregation._ntkmtl import NtkmtlState, ntkmtl, ntkmtl_weights
 from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
@@ -61,6 +62,7 @@ __all__ += ["GradnormState", "gradnorm"]
 __all__ += ["GradvacState", "gradvac"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
+__all__ += ["MocoState", "moco"]
 __all__ += ["NashMtlState", "nash_mtl", "nash_mtl_weights"]
 __all__ += ["NtkmtlState", "ntkmtl", "ntkmtl_weights"]
 __all__ += ["PcgradState", "pcgrad"]
