@@ -35,6 +35,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "gradnorm": aggregation.gradnorm,
     "db_mtl": aggregation.db_mtl,
     "moco": aggregation.moco,
+    "excess_mtl": aggregation.excess_mtl,
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {

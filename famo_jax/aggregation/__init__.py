@@ -39,6 +39,7 @@ from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
 from famo_jax.aggregation._config import ConfigState, config, config_weights
 from famo_jax.aggregation._db_mtl import DbMtlState, db_mtl
 from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
+from famo_jax.aggregation._excess_mtl import ExcessMtlState, excess_mtl
 from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
 from famo_jax.aggregation._gradnorm import GradnormState, gradnorm
@@ -56,6 +57,7 @@ __all__ += ["CagradState", "cagrad", "cagrad_weights"]
 __all__ += ["ConfigState", "config", "config_weights"]
 __all__ += ["DbMtlState", "db_mtl"]
 __all__ += ["DualprojState", "dualproj", "dualproj_weights"]
+__all__ += ["ExcessMtlState", "excess_mtl"]
 __all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
 __all__ += ["GradnormState", "gradnorm"]
