@@ -83,6 +83,11 @@ def check_state(state: Any, expected: Any) -> None:
     whole: object = jax.tree.structure(expected)
     if jax.tree.structure(state) != whole:
         raise ValueError(f"{told}, of structure {whole}, got {jax.tree.structure(state)}")
+    leaves = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(state), strict=True)
+    for (path, leaf), own in leaves:
+        if jnp.shape(own) != leaf.shape:
+            name = jax.tree_util.keystr(path).lstrip(".")
+            raise ValueError(f"{told}, {name} of shape {leaf.shape}, got {jnp.shape(own)}")
 
 
 def adam_unless(

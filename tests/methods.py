@@ -18,13 +18,24 @@ WEIGHTING = {  # of K
 # Those whose weights are learned from the losses, not drawn or given.
 LEARNED = ("famo", "amortized_mgda", "dwa", "uw")
 
-AGGREGATION = {  # of (K, shared=None)
+AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more.
     "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),
     "pcgrad": lambda k, **kwargs: aggregation.pcgrad(key=0, **kwargs),
     "cagrad": lambda k, **kwargs: aggregation.cagrad(**kwargs),
     "imtl_g": lambda k, **kwargs: aggregation.imtl_g(**kwargs),
     "graddrop": lambda k, **kwargs: aggregation.graddrop(key=0, **kwargs),
     "nash_mtl": lambda k, **kwargs: aggregation.nash_mtl(**kwargs),
+    "upgrad": lambda k, **kwargs: aggregation.upgrad(**kwargs),
+    "dualproj": lambda k, **kwargs: aggregation.dualproj(**kwargs),
+    "fairgrad": lambda k, **kwargs: aggregation.fairgrad(alpha=0.5, **kwargs),
+    "aligned_mtl": lambda k, **kwargs: aggregation.aligned_mtl(**kwargs),
+    "config": lambda k, **kwargs: aggregation.config(**kwargs),
+    "ntkmtl": lambda k, **kwargs: aggregation.ntkmtl(**kwargs),
+    "gradvac": lambda k, **kwargs: aggregation.gradvac(k, key=0, **kwargs),
+    "gradnorm": aggregation.gradnorm,
+    "db_mtl": aggregation.db_mtl,
+    "moco": aggregation.moco,
+    "excess_mtl": aggregation.excess_mtl,
 }
 # Those that are a function of the Gram matrix and remember nothing: the bare weights.
 WEIGHTS = {
@@ -32,11 +43,33 @@ WEIGHTS = {
     "cagrad": aggregation.cagrad_weights,
     "imtl_g": aggregation.imtl_g_weights,
     "nash_mtl": aggregation.nash_mtl_weights,
+    "upgrad": aggregation.upgrad_weights,
+    "dualproj": aggregation.dualproj_weights,
+    "fairgrad": lambda gram, **kwargs: aggregation.fairgrad_weights(gram, 0.5, **kwargs),
+    "aligned_mtl": aggregation.aligned_mtl_weights,
+    "config": aggregation.config_weights,
+    "ntkmtl": aggregation.ntkmtl_weights,
 }
-# What leaves outside of `shared` get.
-HEADS = {"pcgrad": "mean", "cagrad": "mean", "graddrop": "sum"}  # the others: "weights"
+# What leaves outside of `shared` get; with the others: the same weights.
+HEADS = {
+    "pcgrad": "mean",
+    "cagrad": "mean",
+    "graddrop": "sum",
+    "upgrad": "mean",
+    "dualproj": "mean",
+    "aligned_mtl": "mean",
+    "config": "sum",
+    "gradvac": "mean",
+}
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
-RANDOM = ("rlw", "pcgrad", "graddrop")
+RANDOM = ("rlw", "pcgrad", "graddrop", "gradvac")
+# Those that remember task gradients of the parameters, and those that look at the losses too.
+MEMORY = ("db_mtl", "moco", "excess_mtl")
+LOOKS_AT_LOSSES = ("gradnorm", "db_mtl")
+# Those whose direction is another one where all gradients are longer by the same factor.
+SCALED = ("moco",)
+# Those that may give a task no weight.
+SPARSE = ("mgda", "moco")
 
 
 def chains(num_tasks, optimizer):

@@ -1,5 +1,7 @@
 """What is wrong is said: the argument, what was expected, what came."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,18 @@ from famo_jax import (
 from famo_jax.aggregation import (
     cagrad,
     cagrad_weights,
+    db_mtl,
+    excess_mtl,
+    fairgrad,
+    fairgrad_weights,
     graddrop,
+    gradnorm,
+    gradvac,
     mgda,
     mgda_weights,
+    moco,
+    ntkmtl,
+    ntkmtl_weights,
     pcgrad,
 )
 from famo_jax.weighting import amortized_mgda, dwa, ls, rlw, si, stl, uw
@@ -455,7 +466,7 @@ def test_losses_are_required():
 
 def combine(method, updates, shared=None, params=None, **kwargs):
     tx = method(2, shared=shared)
-    return tx.update(updates, tx.init(None), params, **kwargs)
+    return tx.update(updates, tx.init({"a": ROWS[0]} if shared else ROWS[0]), params, **kwargs)
 
 
 UPDATES = {
@@ -520,7 +531,7 @@ def test_shared(method, bad):
         combine(AGGREGATION[method], {"a": ROWS}, shared=shared)
 
 
-@pytest.mark.parametrize("method", [pcgrad, graddrop])
+@pytest.mark.parametrize("method", [pcgrad, graddrop, functools.partial(gradvac, 2)])
 @pytest.mark.parametrize("key", [1.5, "seed", None, True, [1, 2], jnp.ones(2)], ids=repr)
 def test_key(method, key):
     with pytest.raises(ValueError, match="`key`: expected an int or a typed key"):
@@ -547,6 +558,73 @@ def test_c(bad):
         cagrad(c=c)
     with pytest.raises(ValueError, match=message):
         cagrad_weights(jnp.eye(2), c)
+
+
+PARAMETERS = [
+    (lambda: fairgrad(alpha=0.0), "`alpha`: expected a number above 0, got 0.0"),
+    (lambda: fairgrad(alpha=-1.0), "`alpha`: expected a finite number of at least 0, got -1.0"),
+    (lambda: fairgrad(alpha=np.inf), "`alpha`: expected a finite number of at least 0, got inf"),
+    (lambda: fairgrad_weights(jnp.eye(2), 0), "`alpha`: expected a number above 0, got 0"),
+    (lambda: fairgrad_weights(jnp.eye(2), "2"), "`alpha`: expected a scalar, got '2'"),
+    (lambda: ntkmtl(exponent=-0.5), "`exponent`: expected a finite number of at least 0, got -0.5"),
+    (lambda: ntkmtl_weights(jnp.eye(2), None), "`exponent`: expected a scalar, got None"),
+    (lambda: gradvac(0, key=0), "`num_tasks`: expected an int of at least 1, got 0"),
+    (lambda: gradvac(2, key=0, beta=1.0), "`beta`: expected a number of at least 0 and below 1"),
+    (lambda: gradnorm(2.0), "`num_tasks`: expected an int of at least 1, got 2.0"),
+    (lambda: gradnorm(2, alpha=-1.0), "`alpha`: expected a finite number of at least 0, got -1.0"),
+    (lambda: gradnorm(2, learning_rate=-1.0), "`learning_rate`: expected a finite number of at"),
+    (
+        lambda: gradnorm(2, learning_rate=0.1, optimizer=optax.sgd(0.1)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    (lambda: db_mtl(True), "`num_tasks`: expected an int of at least 1, got True"),
+    (lambda: db_mtl(2, beta=1.0), "`beta`: expected a number of at least 0 and below 1, got 1.0"),
+    (lambda: db_mtl(2, min_losses=[0.0] * 3), "`min_losses`: expected num_tasks = 2 values, got 3"),
+    (lambda: db_mtl(2, min_losses=np.nan), "`min_losses`: expected finite values, got nan"),
+    (lambda: moco(None), "`num_tasks`: expected an int of at least 1, got None"),
+    (lambda: moco(2, beta=0.0), "`beta`: expected a number above 0 and at most 1, got 0.0"),
+    (lambda: moco(2, beta=1.5), "`beta`: expected a number above 0 and at most 1, got 1.5"),
+    (lambda: moco(2, gamma=-0.1), "`gamma`: expected a finite number of at least 0, got -0.1"),
+    (lambda: moco(2, rho=jnp.ones(2)), "`rho`: expected a scalar, got Array([1., 1.]"),
+    (lambda: excess_mtl("2"), "`num_tasks`: expected an int of at least 1, got '2'"),
+    (lambda: excess_mtl(2, eta=np.nan), "`eta`: expected a finite number of at least 0, got nan"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), PARAMETERS)
+def test_parameters_of_an_aggregation_method(call, message):
+    with pytest.raises(ValueError, match=r"`\w+`") as error:
+        call()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("method", [gradnorm, db_mtl])
+def test_a_method_that_needs_losses(method):
+    with pytest.raises(ValueError, match="`losses`: expected num_tasks = 2 values, got 0"):
+        combine(method, ROWS)
+
+
+@pytest.mark.parametrize("method", [db_mtl, moco, excess_mtl])
+def test_a_method_that_remembers_gradients(method):
+    with pytest.raises(ValueError, match="`params`: expected the parameters, to be remembered"):
+        method(2).init(None)
+    with pytest.raises(
+        ValueError, match=r"`state`: expected .*State, as `init` returns it, of stru"
+    ):
+        method(2).update({"a": ROWS, "b": ROWS}, method(2).init(ROWS[0]), losses=jnp.ones(2))
+    with pytest.raises(
+        ValueError, match=r"`state`: .*State, as `init` returns it, .*of shape \(2, 3"
+    ):
+        method(2).update(ROWS, method(2).init(jnp.ones(5)), losses=jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "method", [functools.partial(gradvac, key=0), gradnorm, db_mtl, moco, excess_mtl]
+)
+def test_another_number_of_tasks(method):
+    tx = method(3)
+    with pytest.raises(ValueError, match="`updates`: expected the gradients of num_tasks = 3 task"):
+        tx.update(ROWS, tx.init(ROWS[0]), losses=jnp.ones(2))
 
 
 GRAM = {

@@ -12,7 +12,7 @@ from flax import nnx
 
 from famo_jax import TrainState, losses_and_grads
 from famo_jax.aggregation import graddrop, log_losses, mgda, nash_mtl, pcgrad, periodic
-from tests.methods import AGGREGATION, HEADS, RANDOM, WEIGHTING
+from tests.methods import AGGREGATION, HEADS, LOOKS_AT_LOSSES, MEMORY, RANDOM, WEIGHTING
 
 K, BATCH, WIDTH = 3, 16, 5
 RNG = np.random.default_rng(0)
@@ -22,8 +22,9 @@ TREE = {
     "heads": {name: RNG.normal(size=WIDTH) / 2 for name in "abc"},
 }
 LAST = {"trunk": {"first": False, "last": True}, "heads": False}
-every_aggregation = pytest.mark.parametrize("name", AGGREGATION)
-of_gram = pytest.mark.parametrize("name", [name for name in AGGREGATION if name != "graddrop"])
+ELSEWHERE = [name for name in AGGREGATION if name not in MEMORY]
+every_aggregation = pytest.mark.parametrize("name", ELSEWHERE)
+of_gram = pytest.mark.parametrize("name", [name for name in ELSEWHERE if name != "graddrop"])
 
 
 def params_of(dtype=float):
@@ -102,6 +103,13 @@ def test_on_some_leaves_it_is_the_stacked_result_with_these_shared(name, dtype):
 def test_a_method_of_the_gradients_themselves_is_refused_on_some_leaves():
     with pytest.raises(ValueError, match="GraddropState belongs to a method that needs the grad"):
         gradient_of("graddrop", params_of(), gram_at=LAST)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("options", [{"gram_at": LAST}, {"fn": heads, "encoder": encoder}])
+def test_a_method_that_remembers_gradients_is_refused_elsewhere(name, options):
+    with pytest.raises(ValueError, match="remembers the task gradients of the parameters"):
+        gradient_of(name, params_of(), **options)
 
 
 # --- At the features ------------------------------------------------------------------------------
@@ -412,6 +420,8 @@ def test_nnx_split_and_merge():
 @every_aggregation
 @pytest.mark.parametrize("engine", [None, *ENGINES])
 def test_log_losses_are_the_method_on_log_losses(name, engine, x64):
+    if name in LOOKS_AT_LOSSES:
+        pytest.skip("it gets the losses themselves")
     if engine == "last layer" and name == "graddrop":
         pytest.skip("needs the gradients themselves")
     bounds = {"a": 0.05, "b": -1.0, "c": 0.0}

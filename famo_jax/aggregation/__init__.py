@@ -34,20 +34,42 @@ gradients, ``[K, K]``. They are in at least float32, exactly 0 for absent tasks,
 ``ValueError`` where ``gram`` is not square or ``where`` of another length.
 """
 
+from famo_jax.aggregation._aligned_mtl import AlignedMtlState, aligned_mtl, aligned_mtl_weights
 from famo_jax.aggregation._cagrad import CagradState, cagrad, cagrad_weights
+from famo_jax.aggregation._config import ConfigState, config, config_weights
+from famo_jax.aggregation._db_mtl import DbMtlState, db_mtl
+from famo_jax.aggregation._dualproj import DualprojState, dualproj, dualproj_weights
+from famo_jax.aggregation._excess_mtl import ExcessMtlState, excess_mtl
+from famo_jax.aggregation._fairgrad import FairgradState, fairgrad, fairgrad_weights
 from famo_jax.aggregation._graddrop import GraddropState, graddrop
+from famo_jax.aggregation._gradnorm import GradnormState, gradnorm
+from famo_jax.aggregation._gradvac import GradvacState, gradvac
 from famo_jax.aggregation._imtl_g import ImtlGState, imtl_g, imtl_g_weights
 from famo_jax.aggregation._log_losses import LogLossesState, log_losses
 from famo_jax.aggregation._mgda import MgdaState, mgda, mgda_weights
+from famo_jax.aggregation._moco import MocoState, moco
 from famo_jax.aggregation._nash_mtl import NashMtlState, nash_mtl, nash_mtl_weights
+from famo_jax.aggregation._ntkmtl import NtkmtlState, ntkmtl, ntkmtl_weights
 from famo_jax.aggregation._pcgrad import PcgradState, pcgrad
 from famo_jax.aggregation._periodic import PeriodicState, periodic
+from famo_jax.aggregation._upgrad import UpgradState, upgrad, upgrad_weights
 
-__all__ = ["CagradState", "cagrad", "cagrad_weights"]
+__all__ = ["AlignedMtlState", "aligned_mtl", "aligned_mtl_weights"]
+__all__ += ["CagradState", "cagrad", "cagrad_weights"]
+__all__ += ["ConfigState", "config", "config_weights"]
+__all__ += ["DbMtlState", "db_mtl"]
+__all__ += ["DualprojState", "dualproj", "dualproj_weights"]
+__all__ += ["ExcessMtlState", "excess_mtl"]
+__all__ += ["FairgradState", "fairgrad", "fairgrad_weights"]
 __all__ += ["GraddropState", "graddrop"]
+__all__ += ["GradnormState", "gradnorm"]
+__all__ += ["GradvacState", "gradvac"]
 __all__ += ["ImtlGState", "imtl_g", "imtl_g_weights"]
 __all__ += ["LogLossesState", "log_losses"]
 __all__ += ["MgdaState", "mgda", "mgda_weights"]
+__all__ += ["MocoState", "moco"]
 __all__ += ["NashMtlState", "nash_mtl", "nash_mtl_weights"]
+__all__ += ["NtkmtlState", "ntkmtl", "ntkmtl_weights"]
 __all__ += ["PcgradState", "pcgrad"]
 __all__ += ["PeriodicState", "periodic"]
+__all__ += ["UpgradState", "upgrad", "upgrad_weights"]

@@ -8,15 +8,16 @@ A method that is a function of the Gram matrix G states
     * ``present``: ``[K]``, bool
     * ``weights``: ``[K]``; those of absent tasks are set to 0 afterwards
 
-and calls :func:`from_gram`. One that needs the gradients themselves states
+and calls :func:`from_gram`. With ``needs_losses`` it gets ``losses`` besides, ``[K]``, at least
+float32 and 1 for absent tasks. One that needs the gradients themselves states
 
     ``combine(gradients, present, state, **parameters) -> (gradients, state)``
 
     * ``gradients``: a list of the shared leaves, ``[K, ...]``, 0 in the rows of absent tasks, to
       one of ``[...]``
 
-and calls :func:`from_gradients`. The ``state`` is of a type of the method's own, the
-``parameters`` are traced.
+and calls :func:`from_gradients`. One that remembers task gradients is declared in ``_memory.py``.
+The ``state`` is of a type of the method's own, the ``parameters`` are traced.
 """
 
 import functools
@@ -36,7 +37,14 @@ Combine: TypeAlias = Callable[..., tuple[list[jax.Array], Any]]
 
 
 def from_gram(
-    weigh: Weigh, init: Callable[[], Any], *, shared: Shared, heads: Heads, **parameters: Any
+    weigh: Weigh,
+    init: Callable[[], Any],
+    *,
+    shared: Shared,
+    heads: Heads,
+    num_tasks: int | None = None,
+    needs_losses: bool = False,
+    **parameters: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a method that is a function of the Gram matrix.
 
@@ -46,16 +54,20 @@ def from_gram(
       shared: The leaves over which the Gram matrix is taken.
       heads: What the others get: the same weights, the mean over the tasks or their sum. Whichever
         has the scale of the shared direction.
+      num_tasks: K, or None where any number will do.
+      needs_losses: Whether ``weigh`` gets the losses.
       **parameters: What ``weigh`` gets besides.
     """
 
-    def aggregate(given: _Given, state: Any) -> tuple[chex.ArrayTree, Any]:
+    def aggregate(given: Given, state: Any, **losses: jax.Array) -> tuple[chex.ArrayTree, Any]:
         gram = _task_gradients.gram(given.rows, given.compared)
-        weights, state = _weigh(weigh, gram, given.present, state, parameters)
+        weights, state = _weigh(weigh, gram, given.present, state, parameters | losses)
         others = weights if heads == "weights" else _head_weights(heads, given.present)
         return given.from_weights(weights, others), state
 
-    return _transformation(aggregate, init, shared)
+    return transformation(
+        aggregate, lambda _: init(), shared, num_tasks=num_tasks, needs_losses=needs_losses
+    )
 
 
 def from_gradients(
@@ -63,19 +75,24 @@ def from_gradients(
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a method that needs the gradients themselves: as :func:`from_gram`."""
 
-    def aggregate(given: _Given, state: Any) -> tuple[chex.ArrayTree, Any]:
+    def aggregate(given: Given, state: Any) -> tuple[chex.ArrayTree, Any]:
         if given.from_rows is None:
             raise ValueError(
                 f"`updates`: {type(state).__name__} belongs to a method that needs the gradients "
                 "themselves, where a Gram matrix does not suffice: leave `gram_at` and `periodic` "
                 "out, or give an `encoder`"
             )
-        rows, flags = jax.tree.leaves(given.rows), jax.tree.leaves(given.compared)
-        compared = [leaf for leaf, flag in zip(rows, flags, strict=True) if flag]
+        compared = selected(given.rows, given.compared)
         combined, state = combine(compared, given.present, state, **parameters)
         return given.from_rows(combined, _head_weights(heads, given.present)), state
 
-    return _transformation(aggregate, init, shared)
+    return transformation(aggregate, lambda _: init(), shared)
+
+
+def selected(tree: chex.ArrayTree, mask: chex.ArrayTree) -> list[jax.Array]:
+    """The leaves that the mask selects."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
+    return [leaf for leaf, flag in pairs if flag]
 
 
 def gram_weights(
@@ -138,7 +155,7 @@ def _scaled(rows: chex.ArrayTree, scale: jax.Array) -> chex.ArrayTree:
     return jax.tree.map(scaled, rows)
 
 
-class _Given(NamedTuple):
+class Given(NamedTuple):
     """What an update was given, wherever the task gradients were taken."""
 
     rows: chex.ArrayTree  # the task gradients, [K, ...], zeros in those of absent tasks
@@ -148,17 +165,27 @@ class _Given(NamedTuple):
     from_weights: Callable[[jax.Array, jax.Array], Any]
     # Of the compared leaves, combined, and the weights of the heads: the gradient.
     from_rows: Callable[[list[jax.Array], jax.Array], Any] | None
+    stacked: bool = False  # whether the rows are those of the parameters, all of them
 
 
-def _transformation(
-    aggregate: Callable[[_Given, Any], tuple[Any, Any]], init: Callable[[], Any], shared: Shared
+def transformation(
+    aggregate: Callable[..., tuple[Any, Any]],
+    init: Callable[[Any], Any],
+    shared: Shared,
+    *,
+    num_tasks: int | None = None,
+    needs_losses: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    _task_gradients.check_shared(shared)
-    expected = jax.eval_shape(init)  # before `init` no device is touched
+    """What all aggregation methods have in common.
 
-    def init_fn(params: optax.Params) -> Any:
-        del params
-        return init()
+    Args:
+      aggregate: ``(given, state) -> (gradient, state)``; if ``needs_losses`` it gets ``losses=``.
+      init: Returns the first state, of the parameters.
+      shared: The leaves whose gradients decide.
+      num_tasks: K, or None where any number will do.
+      needs_losses: Whether ``update`` has to be given ``losses``.
+    """
+    _task_gradients.check_shared(shared)
 
     def update_fn(
         updates: optax.Updates,
@@ -170,18 +197,33 @@ def _transformation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        _checks.check_state(state, expected)
+        like = params
         if isinstance(updates, TaskGradients):
             rows, present = _task_gradients.present_tasks(updates.rows(), where, losses, None)
-            return aggregate(_given_by(updates, rows, present, shared, params), state)
-        rows, present = _task_gradients.present_tasks(updates, where, losses, params)
-        mask = _task_gradients.shared_leaves(shared, rows, params)
-        return aggregate(_stacked(rows, present, mask), state)
+            given = _given_by(updates, rows, present, shared, params)
+        else:
+            rows, present = _task_gradients.present_tasks(updates, where, losses, params)
+            mask = _task_gradients.shared_leaves(shared, rows, params)
+            given = _stacked(rows, present, mask)
+            if params is None:
+                first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+                like = jax.tree.map(first, rows)
+        if num_tasks is not None and present.size != num_tasks:
+            raise ValueError(
+                f"`updates`: expected the gradients of num_tasks = {num_tasks} tasks, got "
+                f"{present.size}"
+            )
+        _checks.check_state(state, jax.eval_shape(init, like))
+        if not needs_losses:
+            return aggregate(given, state)
+        values = _tasks.flatten_tasks(losses, "losses", present.size)
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        return aggregate(given, state, losses=jnp.where(present, values, 1))
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init, update_fn)
 
 
-def _stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> _Given:
+def _stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> Given:
     """Task gradients laid out over all parameters."""
 
     def from_weights(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
@@ -192,7 +234,7 @@ def _stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> 
         own = lambda flag, leaf: next(pending) if flag else leaf
         return jax.tree.map(own, mask, from_weights(others, others))
 
-    return _Given(rows, mask, present, from_weights, from_rows)
+    return Given(rows, mask, present, from_weights, from_rows, stacked=True)
 
 
 def _given_by(
@@ -201,7 +243,7 @@ def _given_by(
     present: jax.Array,
     shared: Shared,
     params: optax.Params | None,
-) -> _Given:
+) -> Given:
     """Task gradients taken on some parameters, at features, or for the weights alone."""
     everywhere = jax.tree.map(lambda _: True, rows)
     at_features, of_weights = taken.from_rows, taken.from_weights
@@ -221,9 +263,9 @@ def _given_by(
             at = _task_gradients.combine(rows, weights, everywhere, weights)
             return at_features(at, others)
 
-        return _Given(rows, everywhere, present, through, from_rows)
+        return Given(rows, everywhere, present, through, from_rows)
     if of_weights is None:
-        return _Given(rows, everywhere, present, lambda *weights: weights, None)
+        return Given(rows, everywhere, present, lambda *weights: weights, None)
     mask = _task_gradients.shared_leaves(shared, params, params)
 
     def on_parameters(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
@@ -233,7 +275,7 @@ def _given_by(
         pick = lambda is_shared, own, other: own if is_shared else other
         return jax.tree.map(pick, mask, gradient, of_weights(others, others))
 
-    return _Given(rows, everywhere, present, on_parameters, None)
+    return Given(rows, everywhere, present, on_parameters, None)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

@@ -94,14 +94,8 @@ def imtl_g_weights(
 def _weigh(gram: jax.Array, present: jax.Array, state: ImtlGState) -> tuple[jax.Array, ImtlGState]:
     cosines, norms, pointed = _solvers.correlation(gram, present)
     # u_i.d = 1 for all i. The length is settled below; this sign descends.
-    tolerance = 8 * _solvers.epsilon_of(
-        gram
-    )  # below it an eigenvalue may be rounding in the cosines
-    values, vectors = jnp.linalg.eigh(cosines)
-    kept = values > tolerance * values[-1]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-    beta = vectors @ (inverse * (pointed.astype(gram.dtype) @ vectors))
+    beta = _solvers.equal_angles(cosines, pointed)
     alpha = jnp.where(pointed, beta / norms, 0)
     total = jnp.abs(jnp.sum(alpha))
-    fixed = total > tolerance * jnp.sum(jnp.abs(alpha))
+    fixed = total > 8 * _solvers.epsilon_of(gram) * jnp.sum(jnp.abs(alpha))
     return jnp.where(fixed, alpha / jnp.where(fixed, total, 1), 0), state

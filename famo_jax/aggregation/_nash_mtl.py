@@ -1,6 +1,6 @@
 """Nash-MTL: the Nash bargaining solution among the tasks."""
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,6 @@ import optax
 from famo_jax._method import aggregation
 from famo_jax._task_gradients import Shared
 from famo_jax.aggregation import _aggregator, _solvers
-
-MAX_STEPS = 100  # of Newton's method; 10 are usual, more where the gradients nearly cancel
-
-
-Carry: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @aggregation
@@ -104,30 +99,7 @@ def nash_mtl_weights(
 def _weigh(
     gram: jax.Array, present: jax.Array, state: NashMtlState
 ) -> tuple[jax.Array, NashMtlState]:
+    # With beta = alpha |g| the equation sees only cosines: it is FairGrad's for alpha = 1.
     cosines, norms, pointed = _solvers.correlation(gram, present)
-    eye = jnp.eye(len(gram), dtype=gram.dtype)
-    precision = jnp.sqrt(_solvers.epsilon_of(gram))
-
-    # G alpha = 1 / alpha is the stationarity of the strictly convex, self-concordant
-    # alpha.G alpha / 2 - sum_i log alpha_i. Damped by 1 / (1 + decrement) Newton's method always
-    # converges, and quadratically in the end. With beta = alpha |g| it sees only cosines.
-    def step(carry: Carry) -> Carry:
-        beta, _, count = carry
-        residual = 1 - beta * (cosines @ beta)
-        relative = _solvers.solve_positive(beta * cosines * beta[:, None] + eye, residual)
-        decrement = jnp.sqrt(jnp.maximum(jnp.vdot(residual, relative), 0))
-        damping = jnp.where(decrement < 0.25, 1, 1 / (1 + decrement))
-        return beta * (1 + damping * relative), decrement, count + 1
-
-    def unsettled(carry: Carry) -> jax.Array:
-        beta, decrement, count = carry
-        return (decrement > precision) & (count < MAX_STEPS) & (jnp.max(beta) < 1 / precision)
-
-    beta = jnp.full_like(norms, 1) * jnp.sqrt(len(gram) / jnp.maximum(jnp.sum(cosines), 1))
-    beta, *_ = jax.lax.while_loop(
-        unsettled, step, (beta, jnp.array(jnp.inf, gram.dtype), jnp.zeros((), int))
-    )
-    # Without a solution beta grows for as long as it may.
-    residual = jnp.max(jnp.abs(1 - beta * (cosines @ beta)))
-    solved = (residual < 0.01) & (jnp.max(beta) < 1 / precision)
+    beta, solved = _solvers.fair_weights(cosines, jnp.ones_like(norms), 1)
     return jnp.where(solved & pointed, beta / norms, 0), state

@@ -67,7 +67,7 @@ def pcgrad(*, key: jax.Array | int, shared: Shared = None) -> optax.GradientTran
     return _aggregator.from_gram(_weigh, init, shared=shared, heads="mean")
 
 
-def _random_orders(key: jax.Array, num_tasks: int) -> jax.Array:
+def random_orders(key: jax.Array, num_tasks: int) -> jax.Array:
     """For each task an order of all tasks, ``[K, K]``."""
     orders = jnp.broadcast_to(jnp.arange(num_tasks), (num_tasks, num_tasks))
     return jax.random.permutation(key, orders, axis=1, independent=True)
@@ -78,7 +78,7 @@ def _weigh(
 ) -> tuple[jax.Array, PcgradState]:
     """The mean over i of the coefficients of g_i^PC in terms of the task gradients."""
     rng_key, order_key = jax.random.split(state.rng_key)
-    orders = _random_orders(order_key, len(gram))
+    orders = random_orders(order_key, len(gram))
     norms2 = jnp.where(jnp.diag(gram) > 0, jnp.diag(gram), 1)
     tasks = jnp.arange(len(gram))
 

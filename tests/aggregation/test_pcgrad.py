@@ -24,7 +24,7 @@ def surgery(rows, orders):
 
 
 def next_orders(state, num_tasks):
-    return np.asarray(_pcgrad._random_orders(jax.random.split(state.rng_key)[1], num_tasks))
+    return np.asarray(_pcgrad.random_orders(jax.random.split(state.rng_key)[1], num_tasks))
 
 
 @METHOD_SETTINGS
@@ -57,7 +57,7 @@ def test_without_conflict_nothing_changes():
 
 
 def test_orders_are_permutations_each_as_likely():
-    orders = jax.vmap(lambda key: _pcgrad._random_orders(key, 3))(
+    orders = jax.vmap(lambda key: _pcgrad.random_orders(key, 3))(
         jax.random.split(jax.random.key(0), 2000)
     )
     assert np.all(np.sort(orders, axis=-1) == np.arange(3))

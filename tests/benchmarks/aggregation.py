@@ -4,7 +4,8 @@
 
 Both sides get the same Jacobian in float32 and are timed in turn. Ours includes the Gram matrix;
 so does TorchJD's. GradDrop has no weights: there the direction is timed. The residual is that of
-each method's defining condition, evaluated in float64.
+each method's defining condition, evaluated in float64. UPGrad, DualProj and FairGrad of TorchJD
+need its extras `quadprog_projector` and `fairgrad`. ConFIG of TorchJD has no weights either.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import optimize
 
 import famo_jax.aggregation as ours
 from famo_jax import _task_gradients
@@ -26,14 +28,23 @@ def ours_from_jacobian(weights_fn):
     return jax.jit(weights)
 
 
-def our_methods():
+def our_methods(num_tasks):
     pcgrad, graddrop = ours.pcgrad(key=0), ours.graddrop(key=0)
+    gradvac = ours.gradvac(num_tasks, key=0)
+    gradvac_state = gradvac.init(None)
     pcgrad_state, graddrop_state = pcgrad.init(None), graddrop.init(None)
     return {
         "mgda": ours_from_jacobian(ours.mgda_weights),
         "cagrad": ours_from_jacobian(lambda gram: ours.cagrad_weights(gram, 0.4)),
         "imtl_g": ours_from_jacobian(ours.imtl_g_weights),
         "nash_mtl": ours_from_jacobian(ours.nash_mtl_weights),
+        "upgrad": ours_from_jacobian(ours.upgrad_weights),
+        "dualproj": ours_from_jacobian(ours.dualproj_weights),
+        "fairgrad": ours_from_jacobian(lambda gram: ours.fairgrad_weights(gram, 2.0)),
+        "aligned_mtl": ours_from_jacobian(ours.aligned_mtl_weights),
+        "config": ours_from_jacobian(ours.config_weights),
+        "gram matrix": ours_from_jacobian(lambda gram: gram),
+        "gradvac (direction)": jax.jit(lambda rows: gradvac.update(rows, gradvac_state)[0]),
         "pcgrad (direction)": jax.jit(lambda rows: pcgrad.update(rows, pcgrad_state)[0]),
         "graddrop (direction)": jax.jit(lambda rows: graddrop.update(rows, graddrop_state)[0]),
     }
@@ -56,6 +67,13 @@ def their_methods(num_tasks):
         "cagrad": from_gramian(theirs.CAGradWeighting(c=0.4)),
         "imtl_g": from_gramian(theirs.IMTLGWeighting()),
         "nash_mtl": nash_weights,
+        "upgrad": from_gramian(theirs.UPGradWeighting()),
+        "dualproj": from_gramian(theirs.DualProjWeighting()),
+        "fairgrad": from_gramian(theirs.FairGradWeighting(alpha=2.0)),
+        "aligned_mtl": from_gramian(theirs.AlignedMTLWeighting()),
+        "config": theirs.ConFIG(),
+        "gram matrix": lambda jacobian: jacobian @ jacobian.T,
+        "gradvac (direction)": theirs.GradVac(),
         "pcgrad (direction)": theirs.PCGrad(),
         "graddrop (direction)": theirs.GradDrop(),
     }
@@ -63,7 +81,7 @@ def their_methods(num_tasks):
 
 def residual(method, gram, weights):
     """Of the defining condition, relative to the largest |g_i|^2 where it has a unit."""
-    if len(weights) != len(gram):
+    if weights.shape != gram.shape[:1]:
         return np.nan
     along, largest = gram @ weights, np.max(np.diag(gram))
     match method:
@@ -77,7 +95,26 @@ def residual(method, gram, weights):
             return np.ptp(along / np.sqrt(np.diag(gram))) / np.sqrt(largest)
         case "nash_mtl":
             return np.max(np.abs(weights * along - 1))
+        case "fairgrad":
+            return np.max(np.abs(np.sqrt(weights) * along - 1))
+        case "upgrad" | "dualproj":
+            exact = dual_cone(gram, method)
+            error = weights - exact
+            return np.sqrt(max(error @ gram @ error, 0) / (exact @ gram @ exact))
+        case "aligned_mtl":
+            values, vectors = np.linalg.eigh(gram)
+            exact = vectors @ (np.sqrt(values[0] / values) * vectors.mean(0))
+            return np.max(np.abs(weights - exact)) / np.max(np.abs(exact))
+        case "config":
+            return np.ptp(along / np.sqrt(np.diag(gram))) / np.max(along / np.sqrt(np.diag(gram)))
     return np.nan
+
+
+def dual_cone(gram, method):
+    """The exact weights, by SciPy's active sets in float64."""
+    factor, mean = np.linalg.cholesky(gram), np.eye(len(gram)) / len(gram)
+    starts = mean if method == "upgrad" else [mean.sum(0)]
+    return sum(u + optimize.nnls(factor.T, -factor.T @ u)[0] for u in starts)
 
 
 def main():
@@ -103,7 +140,7 @@ def main():
         f"{'':22}{'ours ms (quartiles)':>26}{'TorchJD ms (quartiles)':>28}{'ratio':>7}"
         f"{'residual':>10}{'TorchJD':>9}"
     )
-    for name, mine in our_methods().items():
+    for name, mine in our_methods(arguments.tasks).items():
         calls = (
             lambda mine=mine: jax.block_until_ready(mine(inputs[0])),
             lambda name=name: peers[name](inputs[1]),
