@@ -14,9 +14,11 @@ WEIGHTING = {  # of K
     "dwa": lambda k: weighting.dwa(k, window=2),
     "uw": weighting.uw,
     "amortized_mgda": weighting.amortized_mgda,
+    "first_loss": weighting.first_loss,
+    "imtl_l": weighting.imtl_l,
 }
 # Those whose weights are learned from the losses, not drawn or given.
-LEARNED = ("famo", "amortized_mgda", "dwa", "uw")
+LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l")
 
 AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more.
     "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),

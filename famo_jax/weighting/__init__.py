@@ -12,6 +12,8 @@ Under ``where`` the term of an absent task is dropped, and the others keep their
 
 from famo_jax.weighting._amortized_mgda import AmortizedMgdaState, amortized_mgda
 from famo_jax.weighting._dwa import DwaState, dwa
+from famo_jax.weighting._first_loss import FirstLossState, first_loss
+from famo_jax.weighting._imtl_l import ImtlLState, imtl_l
 from famo_jax.weighting._ls import LsState, ls
 from famo_jax.weighting._rlw import RlwState, rlw
 from famo_jax.weighting._si import SiState, si
@@ -20,6 +22,8 @@ from famo_jax.weighting._uw import UwState, uw
 
 __all__ = ["AmortizedMgdaState", "amortized_mgda"]
 __all__ += ["DwaState", "dwa"]
+__all__ += ["FirstLossState", "first_loss"]
+__all__ += ["ImtlLState", "imtl_l"]
 __all__ += ["LsState", "ls"]
 __all__ += ["RlwState", "rlw"]
 __all__ += ["SiState", "si"]

@@ -1,5 +1,6 @@
 """Uncertainty weighting."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -69,21 +70,34 @@ def uw(
         return UwState(log_variances=log_variances, opt_state=inner.init(log_variances))
 
     def learn(state: UwState, losses: jax.Array, present: jax.Array) -> UwState:
-        losses = losses.astype(state.log_variances.dtype)
-        # Adam squares what it gets, and an infinite moment would stay so.
-        squares = jnp.square(jnp.exp(-state.log_variances) * losses)
-        present &= jnp.isfinite(squares)
-        losses = jnp.where(present, losses, 1)
-        grads = jax.grad(_objective)(state.log_variances, losses, present)
-        steps, opt_state = inner.update(grads, state.opt_state, state.log_variances)
-        stepped = UwState(optax.apply_updates(state.log_variances, steps), opt_state)
-        next_state: UwState = optax.tree.where(jnp.any(present), stepped, state)
-        return next_state
+        return UwState(*step_scales(*state, losses, present, inner, objective))
 
     return _method.from_losses(init, learn, num_tasks=num_tasks)
 
 
-def _objective(log_variances: jax.Array, losses: jax.Array, present: jax.Array) -> jax.Array:
+def step_scales(
+    scales: jax.Array,
+    opt_state: optax.OptState,
+    losses: jax.Array,
+    present: jax.Array,
+    optimizer: optax.GradientTransformation,
+    objective: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, optax.OptState]:
+    """One step of what is learned along with the model, ``[K]``, down its objective."""
+    losses = losses.astype(scales.dtype)
+    # Adam squares what it gets, and an infinite moment would stay so.
+    terms = jax.grad(objective)(scales, losses, present)
+    present &= jnp.isfinite(losses) & jnp.isfinite(jnp.square(terms))
+    grads = jax.grad(objective)(scales, jnp.where(present, losses, 1), present)
+    steps, stepped = optimizer.update(grads, opt_state, scales)
+    new = optax.apply_updates(scales, steps), stepped
+    kept: tuple[jax.Array, optax.OptState] = optax.tree.where(
+        jnp.any(present), new, (scales, opt_state)
+    )
+    return kept
+
+
+def objective(log_variances: jax.Array, losses: jax.Array, present: jax.Array) -> jax.Array:
     terms = jnp.exp(-log_variances) * losses + log_variances
     return 0.5 * jnp.sum(jnp.where(present, terms, 0))
 
@@ -91,4 +105,4 @@ def _objective(log_variances: jax.Array, losses: jax.Array, present: jax.Array) 
 @_method.weighting(UwState, tasks="log_variances")
 def scalarize_uw(state: UwState, losses: jax.Array, present: jax.Array) -> jax.Array:
     """The sum of the losses over their variances."""
-    return _objective(state.log_variances, losses, present)
+    return objective(state.log_variances, losses, present)

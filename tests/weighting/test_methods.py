@@ -263,3 +263,41 @@ def test_amortized_mgda_counts_what_is_not_finite_as_no_change():
     jax.tree.map(np.testing.assert_array_equal, one, zero)
     _, kept = tx.update((), one, losses=jnp.full(3, jnp.nan))
     jax.tree.map(np.testing.assert_array_equal, kept, one)
+
+
+# --- first loss ----------------------------------------------------------------------------------
+
+
+def test_first_loss_by_hand():
+    """Weights 1 / (K (l(0) - b)), taken task by task when it is first present, finite and above."""
+    tx = famo_jax.weighting.first_loss(3, min_losses=[0.0, 1.0, -8.0])
+    state = tx.init(None)
+    by_si = loss_weights(LOSSES, famo_jax.weighting.si(min_losses=[0.0, 1.0, -8.0]).init(None))
+    np.testing.assert_allclose(loss_weights(LOSSES, state), by_si, rtol=1e-6)
+    np.testing.assert_allclose(weighted_loss(LOSSES, state), 1, rtol=1e-6)
+    where = jnp.array([True, False, True])
+    _, state = tx.update((), state, losses=jnp.array([0.5, 9.0, np.nan]), where=where)
+    np.testing.assert_allclose(state.weights, [1 / 1.5, 0, 0], rtol=1e-6)
+    _, state = tx.update((), state, losses=jnp.array([7.0, 1.0, -8.5]))  # at and under the bound
+    np.testing.assert_allclose(state.weights, [1 / 1.5, 0, 0], rtol=1e-6)
+    _, state = tx.update((), state, losses=jnp.array([7.0, 3.0, -4.0]))
+    for losses in (LOSSES, -LOSSES):
+        np.testing.assert_allclose(loss_weights(losses, state), [1 / 1.5, 1 / 6, 1 / 12], rtol=1e-6)
+
+
+# --- imtl-l --------------------------------------------------------------------------------------
+
+
+def test_imtl_l_by_hand():
+    """L = sum (exp(s) l - s), and s steps down its gradient exp(s) l - 1."""
+    tx = famo_jax.weighting.imtl_l(3, optimizer=optax.sgd(0.1))
+    state, s = tx.init(None), np.zeros(3)
+    for losses in (LOSSES, LOSSES / 2, LOSSES / 4):
+        values = np.asarray(losses)
+        np.testing.assert_allclose(
+            weighted_loss(losses, state), np.sum(np.exp(s) * values - s), rtol=1e-6
+        )
+        np.testing.assert_allclose(loss_weights(losses, state), np.exp(s), rtol=1e-6)
+        _, state = tx.update((), state, losses=losses)
+        s = s - 0.1 * (np.exp(s) * values - 1)
+        np.testing.assert_allclose(state.log_scales, s, rtol=1e-5)
