@@ -65,9 +65,8 @@ HEADS = {
 }
 # Those that draw, so that what they give depends on the number of tasks or the shape of the leaves.
 RANDOM = ("rlw", "pcgrad", "graddrop", "gradvac")
-# Those that remember task gradients of the parameters, and those that look at the losses too.
+# Those that remember the task gradients of the parameters.
 MEMORY = ("db_mtl", "moco", "excess_mtl")
-LOOKS_AT_LOSSES = ("gradnorm", "db_mtl")
 # Those whose direction is another one where all gradients are longer by the same factor.
 SCALED = ("moco",)
 # Those that may give a task no weight.

@@ -12,7 +12,7 @@ from flax import nnx
 
 from famo_jax import TrainState, losses_and_grads
 from famo_jax.aggregation import graddrop, log_losses, mgda, nash_mtl, pcgrad, periodic
-from tests.methods import AGGREGATION, HEADS, LOOKS_AT_LOSSES, MEMORY, RANDOM, WEIGHTING
+from tests.methods import AGGREGATION, HEADS, MEMORY, RANDOM, WEIGHTING
 
 K, BATCH, WIDTH = 3, 16, 5
 RNG = np.random.default_rng(0)
@@ -24,7 +24,14 @@ TREE = {
 LAST = {"trunk": {"first": False, "last": True}, "heads": False}
 ELSEWHERE = [name for name in AGGREGATION if name not in MEMORY]
 every_aggregation = pytest.mark.parametrize("name", ELSEWHERE)
-of_gram = pytest.mark.parametrize("name", [name for name in ELSEWHERE if name != "graddrop"])
+OF_GRAM = [name for name in ELSEWHERE if name != "graddrop"]
+some = pytest.mark.parametrize("name", ["mgda", "pcgrad", "graddrop", "gradnorm"])
+DOUBLE, SINGLE = "float64", "float32"
+of_gram = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, DOUBLE) for name in OF_GRAM] + [("mgda", SINGLE), ("cagrad", SINGLE)],
+    indirect=["dtype"],
+)
 
 
 def params_of(dtype=float):
@@ -71,7 +78,7 @@ def close(got, expected, dtype):
     chex.assert_trees_all_close(got, expected, rtol=tolerance, atol=tolerance * size)
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture
 def dtype(request):
     if request.param == "float64":
         request.getfixturevalue("x64")
@@ -135,8 +142,12 @@ def by_hand(name, params, x, where=None):
     return gradient
 
 
-@every_aggregation
-@pytest.mark.parametrize("functions", [False, True])
+@pytest.mark.parametrize(
+    ("name", "functions", "dtype"),
+    [(name, bool(index % 2), DOUBLE) for index, name in enumerate(ELSEWHERE)]
+    + [("mgda", each, dtype) for each in (False, True) for dtype in (SINGLE, DOUBLE)],
+    indirect=["dtype"],
+)
 def test_at_the_features_it_is_the_method_there_and_the_encoder_behind(name, functions, dtype):
     params = params_of(dtype)
     fn = HEAD_FNS if functions else heads
@@ -184,7 +195,9 @@ def test_an_absent_task_of_nan_does_not_reach_the_encoder(name):
     assert np.all(np.isnan(present["trunk"]["first"]))
 
 
-@pytest.mark.parametrize("name", WEIGHTING)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, DOUBLE) for name in WEIGHTING], indirect=["dtype"]
+)
 def test_for_a_weighting_method_it_is_the_composition(name, dtype):
     params, x = params_of(dtype), jnp.asarray(X, dtype)
     state = WEIGHTING[name](K).init(None)
@@ -305,7 +318,7 @@ every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
 @every_engine
-@every_aggregation
+@some
 def test_it_trains(engine, name):
     if engine == "last layer" and name == "graddrop":
         pytest.skip("needs the gradients themselves")
@@ -417,11 +430,9 @@ def test_nnx_split_and_merge():
 # --- On log losses --------------------------------------------------------------------------------
 
 
-@every_aggregation
 @pytest.mark.parametrize("engine", [None, *ENGINES])
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "graddrop", "nash_mtl"])
 def test_log_losses_are_the_method_on_log_losses(name, engine, x64):
-    if name in LOOKS_AT_LOSSES:
-        pytest.skip("it gets the losses themselves")
     if engine == "last layer" and name == "graddrop":
         pytest.skip("needs the gradients themselves")
     bounds = {"a": 0.05, "b": -1.0, "c": 0.0}
