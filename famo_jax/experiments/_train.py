@@ -41,12 +41,17 @@ class Arm(NamedTuple):
     settings: Sequence[Setting]
     seeds: Sequence[int]
     optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = optax.adam
-    schedule: Callable[[Any, int], Any] = optax.cosine_decay_schedule  # of (first rate, steps)
+    schedule: Callable[[Any, int], Any] = lambda setting, steps: optax.cosine_decay_schedule(
+        setting["learning_rate"], steps
+    )
     # Beside each other where their networks fit into a cache together, else one after the other.
     settings_at_once: bool = True
     seeds_at_once: bool = True
-    # (problem, batch, carries before and after the step, losses) -> what else to record of it.
-    probe: Callable[[Problem, Any, "Carry", "Carry", jax.Array], Any] | None = None
+    halved: bool = False  # the second half of a batch's rows is not for the step: see "fresh"
+    # (batch, fresh rows, carries before and after the step, losses) -> what to record besides.
+    probe: Callable[[Any, Any, "Carry", "Carry", jax.Array], Any] | None = None
+    # [settings, seeds, steps, ...] of that -> the arrays that are kept.
+    keep: Callable[[Any], dict[str, Array]] = lambda probed: {"probed": np.asarray(probed)}
 
 
 class Carry(NamedTuple):
@@ -78,9 +83,11 @@ def functions(arm: Arm) -> Functions:
     problem, method = arm.problem, arm.method
 
     def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
-        more = {name: value for name, value in setting.items() if name != "learning_rate"}
-        schedule = arm.schedule(setting["learning_rate"], arm.steps)
-        links = [arm.optimizer(schedule), method.make(len(problem.tasks), **more)]
+        more = {name: setting[name] for name in method.takes}
+        links = [
+            arm.optimizer(arm.schedule(setting, arm.steps)),
+            method.make(len(problem.tasks), **more),
+        ]
         return optax.chain(*(reversed(links) if method.aggregates else links))
 
     def begin(setting: Setting, variables: Any) -> Carry:
@@ -98,21 +105,20 @@ def functions(arm: Arm) -> Functions:
                 batch = jax.tree.map(lambda leaf: leaf[batch], pool)
             key = jax.random.fold_in(seed_key, index)
             params, opt_state, state = carry
-            fresh = None
-            if method.measure == "fresh":  # half of the rows are for the step
-                batch, fresh = halves(batch)
+            batch, fresh = halves(batch) if arm.halved else (batch, None)
             losses_fn = lambda params: problem.losses(params, state, batch, key)
             weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
             (losses, new_state), grads = weighed(params, state=opt_state)
             extra: dict[str, Any] = {"losses": losses}
             if method.measure != "one-pass":
-                measured = batch if fresh is None else fresh
+                measured = fresh if method.measure == "fresh" else batch
                 extra["losses_fn"] = lambda params: problem.losses(params, state, measured, key)[0]
-                extra["losses"] = losses if fresh is None else extra["losses_fn"](params)
+            if method.measure == "fresh":
+                extra["losses"] = extra["losses_fn"](params)
             z = famo_jax.task_weights(opt_state) if method.has_logits else None
             updates, opt_state = tx.update(grads, opt_state, params, **extra)
             after = Carry(optax.apply_updates(params, updates), opt_state, new_state)
-            probed = arm.probe(problem, each[1], carry, after, losses) if arm.probe else None
+            probed = arm.probe(batch, fresh, carry, after, losses) if arm.probe else None
             return after, Trace(losses, z, probed)
 
         count = len(jax.tree.leaves(batches)[0])
@@ -163,10 +169,11 @@ def over_all(arm: Arm) -> Functions:
         return _over(over_seeds, settings, arm.settings_at_once)
 
     # Seeds have batches of their own, which all settings of one seed share.
+    own = 0 if arm.data.held_out_by_seed else None
     return Functions(
         lift(each.begin, (None, 0), (0, None)),
         lift(each.advance, (None, 0, 0, None, None, 1), (0, 0, None, None, None, None)),
-        lift(each.finish, (0, None, None), (0, None, None)),
+        lift(each.finish, (0, own, own), (0, None, None)),
     )
 
 
@@ -245,7 +252,7 @@ def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Arr
         arrays["logit_range"] = np.stack(columns, axis=-1)
         arrays["task_weights"] = _statistics.thin(z, axis=2).astype(np.float32)
     if trace.probed is not None:
-        arrays["probed"] = np.asarray(trace.probed)
+        arrays |= arm.keep(trace.probed)
     return arrays
 
 

@@ -34,6 +34,7 @@ class Data(NamedTuple):
     test: Any
     pool: Any = None
     epoch: int | None = None
+    held_out_by_seed: bool = False  # whether each seed has validation and test data of its own
 
     def batches(self, first: int, last: int) -> Any:
         """``[last - first, seeds, ...]``, in which rows are not looked up yet."""
