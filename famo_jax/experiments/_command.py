@@ -115,9 +115,7 @@ OPTIONS = {  # what means the same is called the same
     "learning_rate": Option(
         positive_float, "of the model's optimizer, to choose from", True, "RATE"
     ),
-    "gamma": Option(
-        non_negative_float, "decay of FAMO's logits, to choose from", True, "GAMMA"
-    ),
+    "gamma": Option(non_negative_float, "decay of FAMO's logits, to choose from", True, "GAMMA"),
 }
 
 
@@ -140,17 +138,15 @@ def parser_of(study: Study) -> argparse.ArgumentParser:
     )
     for name, default in study.full.items():
         option = {**OPTIONS, **study.options}[name]
-        shown = " ".join(map(_shown, default)) if option.several else _shown(default)
         parser.add_argument(
             _flag(name),
             type=option.kind,
             nargs="+" if option.several else None,
             metavar=option.metavar,
-            help=f"{option.what} ({shown})".replace("%", "%%"),
+            help=f"{option.what} ({_shown(default)})".replace("%", "%%"),
         )
     less = ", ".join(
-        f"{name.replace('_', ' ')} {' '.join(map(_shown, value)) if isinstance(value, list) else _shown(value)}"
-        for name, value in study.quick.items()
+        f"{name.replace('_', ' ')} {_shown(value)}" for name, value in study.quick.items()
     )
     parser.add_argument("--quick", action="store_true", help=f"where not given: {less}")
     parser.add_argument(
@@ -169,15 +165,16 @@ def parser_of(study: Study) -> argparse.ArgumentParser:
         help="make tables and pictures of earlier runs, without training: parts of one are "
         "joined, others shown one after the other",
     )
-    parser.add_argument(
-        "--checkpoint-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="save the training here every now and then, to go on after a stop (default: nowhere)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from what --checkpoint-dir holds"
-    )
+    if study.saves:
+        parser.add_argument(
+            "--checkpoint-dir",
+            type=Path,
+            metavar="FOLDER",
+            help="save the training here every now and then, to go on after a stop",
+        )
+        parser.add_argument(
+            "--resume", action="store_true", help="go on from what --checkpoint-dir holds"
+        )
     return parser
 
 
@@ -186,6 +183,8 @@ def _flag(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -193,7 +192,8 @@ def parse(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked and complete. Exits with status 2 where one is bad."""
     parser = parser_of(study)
     options = parser.parse_args(arguments)
-    for name, default in (study.full | (study.quick if options.quick else {})).items():
+    defaults = {**study.full, **(study.quick if options.quick else {})}
+    for name, default in defaults.items():
         value = getattr(options, name)
         if value is None:
             setattr(options, name, default)
@@ -248,7 +248,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     runs = _run(study, options, console)
     with contextlib.ExitStack() as stack:
         # Where it cannot be written it is shown at least.
-        stack.callback(show_tables, study, study.summarize(runs), console)
+        stack.callback(lambda: show_tables(study, study.summarize(runs), console))
         _files.write(options.out, runs)
     show(study, runs, options.out, None)
     names = ", ".join([_files.RUNS, _files.STUDY, f"{study.name}.json", *study.pictures])
@@ -262,12 +262,12 @@ def _run(study: Study, options: argparse.Namespace, console: Console) -> _files.
     apart = ("source", "checkpoint_dir", "resume", "out")
     settings = {name: value for name, value in vars(options).items() if name not in apart}
     facts = {"study": study.name, "settings": settings, "environment": _files.environment()}
-    saved = _checkpoint.open_folder(
-        parser_of(study), options.checkpoint_dir, options.resume, facts
-    )
+    folder = getattr(options, "checkpoint_dir", None)
+    resume = getattr(options, "resume", False)
+    saved = _checkpoint.open_folder(parser_of(study), folder, resume, facts)
     columns = SpinnerColumn(), TextColumn("{task.description:24}{task.fields[status]:30}")
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        session = _train.Session(progress, options.checkpoint_dir, saved)
+        session = _train.Session(progress, folder, saved)
         runs = study.run(options, session)
     seconds = time.perf_counter() - start
     return runs._replace(facts=_files.plain(facts | runs.facts | {"seconds": seconds}))

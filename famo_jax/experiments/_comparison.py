@@ -62,9 +62,7 @@ def study(
         tables=tables,
         pictures={f"{name}.png": draw},
         options={
-            "methods": _command.methods_option(
-                list(METHODS), "; stl, the baseline, is always run"
-            )
+            "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run")
         },
         epilog=described(METHODS),
         check=check,
@@ -162,14 +160,10 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
         found: dict[str, Any] = {
             "description": METHODS[name].description,
             "test": dict(zip(names, test, strict=True)),
-            "change": dict(
-                zip(names, _statistics.changes(test, baseline, higher), strict=True)
-            ),
+            "change": dict(zip(names, _statistics.changes(test, baseline, higher), strict=True)),
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": ranks[name],
-            "learning_rate": stl_rates
-            if name == "stl"
-            else [settings[index]["learning_rate"]],
+            "learning_rate": stl_rates if name == "stl" else [settings[index]["learning_rate"]],
             "against": against(by_seed[name], name, opponents(name)),
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
@@ -324,7 +318,9 @@ def differences(summary: Summary) -> Any:
     """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
     forms = {name: each for name, each in summary["methods"].items() if METHODS[name].control}
     columns = {
-        label: [other for name in forms for other in others(name) if other in forms[name]["against"]]
+        label: [
+            other for name in forms for other in others(name) if other in forms[name]["against"]
+        ]
         for label, others in _COLUMNS.items()
     }
     columns = {label: found for label, found in columns.items() if found}

@@ -96,13 +96,9 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
 def _whole(runs: Runs) -> Any:
     """What parts of one run share."""
     settings = {
-        key: value
-        for key, value in runs.facts["settings"].items()
-        if key not in (*PART, "quick")
+        key: value for key, value in runs.facts["settings"].items() if key not in (*PART, "quick")
     }
-    versions = {
-        key: value for key, value in runs.facts["environment"].items() if key != "cores"
-    }
+    versions = {key: value for key, value in runs.facts["environment"].items() if key != "cores"}
     return settings, versions
 
 

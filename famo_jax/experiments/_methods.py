@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import optax
 
 from famo_jax import aggregation, famo, weighting
 
-Transformation = optax.GradientTransformationExtraArgs
+Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
 
 class Method(NamedTuple):
@@ -37,7 +37,8 @@ def _famo(description: str, colour: str, **fixed: Any) -> Method:
     normalizer = fixed.get("normalizer", "harmonic")
 
     def make(num_tasks: int, gamma: Any) -> Transformation:
-        return famo(num_tasks, weight_decay=gamma, **fixed)
+        tx: Transformation = famo(num_tasks, weight_decay=gamma, **fixed)
+        return tx
 
     control = "frozen" if normalizer == "harmonic" else "si"
     return Method(description, colour, make, ("gamma",), measure, control, has_logits=True)
@@ -45,7 +46,8 @@ def _famo(description: str, colour: str, **fixed: Any) -> Method:
 
 def _frozen(description: str, colour: str, normalizer: Any) -> Method:
     def make(num_tasks: int) -> Transformation:
-        return famo(num_tasks, learning_rate=0.0, normalizer=normalizer)
+        tx: Transformation = famo(num_tasks, learning_rate=0.0, normalizer=normalizer)
+        return tx
 
     return Method(description, colour, make, has_logits=True)
 
@@ -63,9 +65,7 @@ METHODS: dict[str, Method] = {
     "frozen": _frozen("FAMO, logits held at 0", "#0072b2", "harmonic"),
     "frozen-no-c": _frozen("the same without c, which is si", "#56b4e9", None),
     "famo": _famo("FAMO, two-pass", "#d55e00", measure="two-pass"),
-    "famo-no-c": _famo(
-        "FAMO, two-pass, without c", "#e69f00", measure="two-pass", normalizer=None
-    ),
+    "famo-no-c": _famo("FAMO, two-pass, without c", "#e69f00", measure="two-pass", normalizer=None),
     "famo-one-pass": _famo("FAMO, one-pass", "#009e73"),
     "famo-one-pass-no-c": _famo("FAMO, one-pass, without c", "#cc79a7", normalizer=None),
     "famo-ema": _famo("FAMO, one-pass, changes smoothed by 0.9", "#7a4b1f", smoothing=0.9),

@@ -51,9 +51,7 @@ def edges(setting: Mapping[str, float], grid: Mapping[str, Sequence[float]]) -> 
     return [
         f"{name.replace('_', ' ')} {setting[name]:g}"
         for name, values in grid.items()
-        if setting.get(name)
-        and len(values) > 1
-        and setting[name] in (min(values), max(values))
+        if setting.get(name) and len(values) > 1 and setting[name] in (min(values), max(values))
     ]
 
 
@@ -90,4 +88,5 @@ def middles(steps: int, points: int) -> Array:
 
 def quartiles(values: npt.ArrayLike) -> dict[str, float]:
     """The median and what lies about it."""
-    return dict(zip(("q1", "median", "q3"), map(float, np.quantile(values, [0.25, 0.5, 0.75]))))
+    q1, median, q3 = map(float, np.quantile(np.asarray(values), [0.25, 0.5, 0.75]))
+    return {"q1": q1, "median": median, "q3": q3}

@@ -37,5 +37,6 @@ class Study(NamedTuple):
     pictures: "Mapping[str, Callable[[Summary], Figure]]"  # by the names of their files
     options: Mapping[str, Option] = {}  # besides those that all studies share
     epilog: str = ""
+    saves: bool = True  # whether a run can be saved and resumed
     # Ends with a usage error where options do not go together.
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = lambda *_: None

@@ -21,7 +21,7 @@ import optax
 from rich.progress import Progress
 
 import famo_jax
-from famo_jax.experiments import _checkpoint, _files, _statistics
+from famo_jax.experiments import _checkpoint, _statistics
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments.problems._problem import Data, Problem
@@ -107,8 +107,15 @@ def functions(arm: Arm) -> Functions:
             params, opt_state, state = carry
             batch, fresh = halves(batch) if arm.halved else (batch, None)
             losses_fn = lambda params: problem.losses(params, state, batch, key)
-            weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
-            (losses, new_state), grads = weighed(params, state=opt_state)
+            if method.aggregates and problem.each:
+                terms = [
+                    functools.partial(_of_params, term, state, batch, key) for term in problem.each
+                ]
+                losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
+                losses, new_state = jnp.stack(losses), state
+            else:
+                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
+                (losses, new_state), grads = weighed(params, state=opt_state)
             extra: dict[str, Any] = {"losses": losses}
             if method.measure != "one-pass":
                 measured = fresh if method.measure == "fresh" else batch
@@ -129,6 +136,11 @@ def functions(arm: Arm) -> Functions:
         return problem.metrics(*own, validation), problem.metrics(*own, test)
 
     return Functions(begin, advance, finish)
+
+
+def _of_params(term: Any, state: Any, batch: Any, key: Any, params: Any) -> jax.Array:
+    loss: jax.Array = term(params, state, batch, key)
+    return loss
 
 
 def halves(rows: Any) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ def draw(summary: Any) -> Any:
     """Each attribute's change over its base rate, gamma, delta m."""
     from famo_jax.experiments import _plots
 
+    figure: Any
     with _plots.picture(height=6.2) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
         axes = above.subplots()

@@ -15,6 +15,7 @@ def draw(summary: Any) -> Any:
     """Each task's loss over the steps, the task weights, and delta m of every method."""
     from famo_jax.experiments import _plots
 
+    figure: Any
     with _plots.picture(height=5.2) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
         panels = above.subplots(1, digits.K)

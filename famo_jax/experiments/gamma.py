@@ -139,9 +139,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
         )  # fmt: skip
 
     def plan(options: argparse.Namespace) -> Any:
-        data = {
-            size: digits.load_data(options.steps, seeds, size) for size in options.batch_size
-        }
+        data = {size: digits.load_data(options.steps, seeds, size) for size in options.batch_size}
         first = {"task": range(digits.K), "learning_rate": MODEL_RATES}
         done = yield [
             arm(

@@ -44,24 +44,24 @@ VALIDATION_SIZE = 1000
 class Params(NamedTuple):
     """Two linear layers."""
 
-    trunk: jax.Array  # [FEATURES, WIDTH], W
-    heads: jax.Array  # [WIDTH, K], a
+    trunk: Any  # [FEATURES, WIDTH], W
+    heads: Any  # [WIDTH, K], a
 
 
 class Truth(NamedTuple):
     """What a run is judged by: it is told of its own tasks, and of draws for validation."""
 
-    targets: jax.Array  # [FEATURES, K], w, columns of length 1
-    variances: jax.Array  # [K], the least losses that the tasks can have
-    inputs: jax.Array  # [VALIDATION_SIZE, FEATURES]
-    noise: jax.Array  # [VALIDATION_SIZE, K], of variance 1
+    targets: Any  # [FEATURES, K], w, columns of length 1
+    variances: Any  # [K], the least losses that the tasks can have
+    inputs: Any  # [VALIDATION_SIZE, FEATURES]
+    noise: Any  # [VALIDATION_SIZE, K], of variance 1
 
 
 class Batch(NamedTuple):
     """What a step sees."""
 
-    inputs: jax.Array  # [..., FEATURES]
-    outputs: jax.Array  # [..., K]
+    inputs: Any  # [..., FEATURES]
+    outputs: Any  # [..., K]
 
 
 class Seed(NamedTuple):
@@ -102,7 +102,7 @@ def task_losses(params: Params, batch: Batch) -> jax.Array:
     return jnp.mean(errors**2, axis=0)
 
 
-def excess(params: Params, truth: Truth) -> jax.Array:
+def excess(params: Params, truth: Truth) -> Any:
     """What the losses over all inputs have above their least values, over these, ``[K]``."""
     return jnp.sum((params.trunk @ params.heads - truth.targets) ** 2, axis=0) / truth.variances
 
@@ -193,7 +193,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
 
     def arm(optimizer: str, normalizer: str, data: Data) -> "_train.Arm":
         rate = 0.0 if optimizer == "adam-frozen" else 0.025
-        name = None if normalizer == "none" else normalizer
+        name: Any = None if normalizer == "none" else normalizer
         method = Method(
             f"FAMO, normaliser {normalizer}",
             NORMALIZERS[normalizer],
@@ -223,7 +223,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
 QUANTITIES = ("every", "others", "near")  # of which tasks the excess is told
 
 
-def select(arrays: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:
+def select(arrays: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Any]:
     """What came of an arm, ``[schedules, rates, seeds, nearnesses, ...]``."""
     seeds, nearnesses = options["seeds"], len(options["nearness"])
     of_all = {
@@ -282,7 +282,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
     for optimizer in options["optimizers"]:
         cells = {
             name: select(runs.arrays[f"{optimizer} {name}"], options)
-            | {"rates": OPTIMIZERS[optimizer][1]}
+            | {"rates": np.array(OPTIMIZERS[optimizer][1])}
             for name in NORMALIZERS
         }
         summary[optimizer] = {}

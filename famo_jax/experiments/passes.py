@@ -156,7 +156,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
         own = found[condition].setdefault(cell[0], {})
         own[str(cell[1])] = summarize_cell(runs, cell, condition)
     steps = {
-        arm: time["median"] / runs.facts["times"][f"{arm.split()[0]} {arm.split()[1]} frozen"]["median"]
+        arm: time["median"]
+        / runs.facts["times"][f"{arm.split()[0]} {arm.split()[1]} frozen"]["median"]
         for arm, time in runs.facts["times"].items()
     }
     return {"results": found, "step_relative_to_frozen": steps}

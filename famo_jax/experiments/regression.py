@@ -15,6 +15,7 @@ def draw(summary: Any) -> Any:
     """Each task's change against single-task learning, the task weights, gamma, delta m."""
     from famo_jax.experiments import _plots
 
+    figure: Any
     with _plots.picture(height=6.2) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
         axes = above.subplots()

@@ -59,6 +59,8 @@ class Problem(NamedTuple):
     ]
     # (params, state, held-out data) -> [M], as a rule one for each task
     metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
+    # One function a loss, of the same arguments, where their gradients are cheaper one by one.
+    each: tuple[Callable[..., jax.Array], ...] = ()
 
 
 def of_network(

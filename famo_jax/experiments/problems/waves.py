@@ -59,11 +59,12 @@ def problem_of(num_tasks: int) -> Problem:
             key = jax.random.fold_in(jax.random.key(3), seed)
             return jax.random.randint(key, (steps, batch_size), 0, ROWS)
 
-        train, *held_out = (
+        train, validation, test = (
             make_waves(jax.random.key(split), num_tasks, noise)
             for split, noise in enumerate((NOISE, 0.0, 0.0))
         )
-        return Data(jax.vmap(draw_rows, out_axes=1)(jnp.asarray(seeds)), *held_out, pool=train)
+        rows = jax.vmap(draw_rows, out_axes=1)(jnp.asarray(seeds))
+        return Data(rows, validation, test, pool=train)
 
     def init(seeds: Sequence[int]) -> Any:
         keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
