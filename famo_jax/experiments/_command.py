@@ -197,8 +197,10 @@ def parse(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is None:
             setattr(options, name, default)
-        elif isinstance(value, list) and (
-            repeated := [each for index, each in enumerate(value) if each in value[:index]]
+        elif (
+            isinstance(value, list)
+            and {**OPTIONS, **study.options}[name].distinct
+            and (repeated := [each for index, each in enumerate(value) if each in value[:index]])
         ):
             parser.error(
                 f"argument {_flag(name)}: expected each value once, got {repeated[0]} twice"

@@ -21,6 +21,7 @@ class Option(NamedTuple):
     what: str
     several: bool = False
     metavar: str = "N"
+    distinct: bool = True  # whether a value may be given once only
 
 
 class Study(NamedTuple):

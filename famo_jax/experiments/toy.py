@@ -664,7 +664,11 @@ STUDY = Study(
     pictures={"toy.png": draw},
     options={
         "starts": Option(
-            str, f"{' or '.join(STARTS)}, or coordinates x1 x2 x1 x2 ...", True, "START"
+            str,
+            f"{' or '.join(STARTS)}, or coordinates x1 x2 x1 x2 ...",
+            True,
+            "START",
+            distinct=False,
         ),
         "methods": _command.methods_option(
             [*METHODS], "; adam, the baseline of the times, is always run"

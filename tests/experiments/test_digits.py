@@ -197,10 +197,9 @@ def test_summaries_recompute_from_the_arrays(whole_run):
             if variants == 2:
                 scores = np.array(figures["validation_delta_m"]).reshape(2, 2)
                 for each, own in zip(figures["by_gamma"], scores, strict=True):
-                    assert each["learning_rate"] == RATES[np.argmin(own)]
-                chosen = divmod(int(scores.argmin()), 2)
-                assert figures["gamma"] == GAMMAS[chosen[0]]
-                assert figures["learning_rate"] == [RATES[chosen[1]]]
+                    assert own[RATES.index(each["learning_rate"])] == own.min()
+                chosen = GAMMAS.index(figures["gamma"]), RATES.index(figures["learning_rate"][0])
+                assert scores[chosen] == scores.min()
                 own = arrays[f"{name}/test"][2 * chosen[0] + chosen[1]]
                 np.testing.assert_allclose(tests[name], own, rtol=1e-4)
             for other, against in figures["against"].items():
@@ -242,7 +241,7 @@ def test_earlier_runs_are_shown_again_and_change_no_figure(whole_run, tmp_path, 
 
 
 def test_parts_join_to_the_whole(whole_run, tmp_path, run_study):
-    folder, _, summary = whole_run
+    _, _, summary = whole_run
     one = [*GRID[:2], *GRID[4:], "--seeds", "1"]
     for index, methods in enumerate([["famo-one-pass"], ["famo-one-pass", "ls"]]):
         more = ["--first-seed", str(index), "--methods", *methods]
@@ -270,7 +269,7 @@ def test_other_settings_are_shown_side_by_side(whole_run, tmp_path, run_study):
 def test_a_picture_shows_what_its_titles_say(whole_run):
     _, _, summary = whole_run
     figure = study.draw(summary)
-    panels = [axes for axes in figure.get_axes()]
+    panels = figure.get_axes()
     for task, axes in enumerate(panels[:4]):
         assert axes.get_title(loc="left") == digits.TASKS[task].loss
         for line in axes.get_lines():

@@ -16,11 +16,11 @@ NAMES = ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
 def test_molecules_are_small_and_there_once():
     texts = molecules.load_smiles()
     assert len(texts) > 3000
-    molecules = [Chem.MolFromSmiles(text) for text in texts]
-    assert len({Chem.MolToSmiles(molecule) for molecule in molecules}) == len(texts)
-    atoms = {atom.GetSymbol() for molecule in molecules for atom in molecule.GetAtoms()}
+    parsed = [Chem.MolFromSmiles(text) for text in texts]
+    assert len({Chem.MolToSmiles(molecule) for molecule in parsed}) == len(texts)
+    atoms = {atom.GetSymbol() for molecule in parsed for atom in molecule.GetAtoms()}
     assert atoms == {"C", "N", "O", "F"}
-    assert max(molecule.GetNumHeavyAtoms() for molecule in molecules) == 9
+    assert max(molecule.GetNumHeavyAtoms() for molecule in parsed) == 9
     assert {"CCO", "c1ccccc1", "NCC(=O)O", "Oc1ccccc1", "C1CO1"} <= set(texts)
 
 
@@ -103,15 +103,13 @@ def test_a_network_that_says_nothing_predicts_the_mean_of_training():
 
 
 def test_losses_and_metrics_are_those_of_their_names(monkeypatch):
-    molecules = molecules.load_splits().test
-    errors = np.outer(np.where(np.arange(len(molecules.counts)) % 2, 3.0, -1.0), np.arange(11))
-    monkeypatch.setattr(molecules, "predict", lambda params, counts: molecules.properties + errors)
+    rows = molecules.load_splits().test
+    errors = np.outer(np.where(np.arange(len(rows.counts)) % 2, 3.0, -1.0), np.arange(11))
+    monkeypatch.setattr(molecules, "predict", lambda params, counts: rows.properties + errors)
     np.testing.assert_allclose(
-        molecules.task_losses(None, molecules), 5.0 * np.arange(11) ** 2, rtol=1e-4
+        molecules.task_losses(None, rows), 5.0 * np.arange(11) ** 2, rtol=1e-4
     )
-    np.testing.assert_allclose(
-        molecules.task_metrics(None, molecules), 2.0 * np.arange(11), rtol=1e-4
-    )
+    np.testing.assert_allclose(molecules.task_metrics(None, rows), 2.0 * np.arange(11), rtol=1e-4)
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -120,7 +118,9 @@ def test_losses_and_metrics_are_those_of_their_names(monkeypatch):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, run_study):
     folder = tmp_path_factory.mktemp("regression")
-    return folder, *run_study("regression", folder, "--quick", "--steps", "6", "--gamma", "0", "0.01")
+    return folder, *run_study(
+        "regression", folder, "--quick", "--steps", "6", "--gamma", "0", "0.01"
+    )
 
 
 def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
