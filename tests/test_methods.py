@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from famo_jax import losses_and_grads
-from famo_jax.experiments import digits
+from famo_jax.experiments.problems import digits
 from tests.methods import chains
 
 STEPS, SEEDS = 300, 2
@@ -19,7 +19,7 @@ METHODS = chains(digits.K, ADAM)
 @pytest.fixture(scope="module")
 def batches():
     """``[STEPS, SEEDS, 64]`` pictures."""
-    return digits.load_data(STEPS, SEEDS, 64).train
+    return digits.load_data(STEPS, range(SEEDS), 64).train
 
 
 def train_step(tx, carry, batch):
@@ -36,7 +36,7 @@ def test_trains_the_digits(name, batches):
     def train(params, batches):
         return jax.lax.scan(functools.partial(train_step, tx), (params, tx.init(params)), batches)
 
-    params = digits.init_params(SEEDS)
+    params = digits.PROBLEM.init(range(SEEDS))[0]
     _, losses = jax.jit(jax.vmap(train, in_axes=(0, 1)))(params, batches)
     assert np.isfinite(losses).all()
     start, end = (np.log(part).mean(axis=1) for part in (losses[:, :5], losses[:, -20:]))

@@ -10,7 +10,7 @@ import pytest
 
 import famo_jax
 from famo_jax import famo, losses_and_grads
-from famo_jax.experiments import digits
+from famo_jax.experiments.problems import digits
 from tests.methods import SPARSE, WEIGHTING, chains
 
 K = 4
@@ -155,7 +155,7 @@ def log_losses(batches, where, held_out, remember=True):
     """On held-out pictures, ``[SEEDS, K]``."""
     train = functools.partial(train_digits, remember=remember)
     over_seeds = jax.jit(jax.vmap(train, in_axes=(0, 1, None)))
-    params = over_seeds(digits.init_params(SEEDS), batches, where)
+    params = over_seeds(digits.PROBLEM.init(range(SEEDS))[0], batches, where)
     return np.log(jax.vmap(digits.task_losses, in_axes=(0, None))(params, held_out))
 
 
@@ -164,7 +164,7 @@ def test_single_task_batches_reach_the_balance_of_full_ones():
 
     Then the largest loss in its own units drowns the others.
     """
-    data = digits.load_data(K * STEPS, SEEDS, BATCH)
+    data = digits.load_data(K * STEPS, range(SEEDS), BATCH)
     first = jax.tree.map(lambda leaf: leaf[:STEPS], data.train)
     full = log_losses(first, jnp.ones((STEPS, K), bool), data.validation)
     alone = jnp.eye(K, dtype=bool)[jnp.arange(K * STEPS) % K]

@@ -1,6 +1,5 @@
 """A run that is saved with Orbax, stopped, restored and continued ends with the same bits."""
 
-import json
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from flax import nnx
 
 import famo_jax
 from famo_jax import famo, losses_and_grads, task_weights
-from famo_jax.experiments import _checkpoint, _study, digits
+from famo_jax.experiments import _checkpoint, _files, _train, digits
 from tests.methods import chains
 
 K, STEPS = 4, 5  # before the checkpoint, and as many after it
@@ -204,14 +203,12 @@ KILLS = int(os.environ.get("FAMO_JAX_KILLS", "2"))
 
 
 def figures(folder):
-    """All that ``digits.json`` holds, but for times and where it lies."""
-    report = json.loads((folder / "digits.json").read_text(encoding="utf-8"))
-    del report["seconds"], report["settings"]["out"]
-    for method in report["methods"].values():
+    """All that ``digits.json`` holds, but for times."""
+    report = _files.read_summary(folder / "digits.json")
+    for method in report["summary"]["methods"].values():
         for key in [key for key in method if key.startswith("step_")]:
             del method[key]
-    report.pop("step_relative_to_ls_of_methods_not_trained", None)
-    return report
+    return report["settings"], report["summary"]["methods"]
 
 
 def steps_saved(folder):
@@ -261,11 +258,11 @@ def checkpoints(tmp_path, monkeypatch):
         _checkpoint.save(folder, "stl", 4, {"params": jnp.arange(999.0), "key": jax.random.key(0)})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_study, "run_study", interrupted)
+    monkeypatch.setattr(_train, "train_arms", interrupted)
     with pytest.raises(SystemExit) as stop:
         resume(folder)
     assert stop.value.code == 130  # as a shell counts an interrupt
-    monkeypatch.setattr(_study, "run_study", lambda *_: pytest.fail("it was not refused"))
+    monkeypatch.setattr(_train, "train_arms", lambda *_: pytest.fail("it was not refused"))
     return folder
 
 
@@ -373,7 +370,9 @@ def test_what_was_not_finished_is_passed_over(checkpoints, monkeypatch):
     (checkpoints / "stl" / "8.orbax-checkpoint-tmp-7").mkdir()
     (checkpoints / "study.json.tmp").touch()
     found = []
-    monkeypatch.setattr(_study, "run_study", lambda *args: found.append(args[-1]) or 1 / 0)
+    monkeypatch.setattr(
+        _train, "train_arms", lambda session, _: found.append(session.saved) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         resume(checkpoints)
     assert found[0]["stl"].steps == 4
@@ -395,7 +394,7 @@ def test_a_full_disk_ends_in_words_and_loses_nothing(
         _checkpoint.save(checkpoints, "stl", 6, {"params": layers})
 
     before = content(checkpoints)
-    monkeypatch.setattr(_study, "run_study", save)
+    monkeypatch.setattr(_train, "train_arms", save)
     with pytest.raises(SystemExit, match=r"^error: no checkpoint could be written to .*stl/6: "):
         resume(checkpoints)
     assert "Traceback" not in capfd.readouterr().err  # of Orbax's threads, say

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import orbax.checkpoint as ocp
 
-from famo_jax.experiments import _arguments, _report
+from famo_jax.experiments import _command, _files
 
 Array = npt.NDArray[Any]
 
@@ -40,25 +40,11 @@ class Saved(NamedTuple):
     buffer: Array  # the bytes of all leaves, one after another
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--checkpoint-dir`` and ``--resume``."""
-    parser.add_argument(
-        OPTION,
-        type=Path,
-        metavar="FOLDER",
-        help="save the training here every now and then, to go on after a stop (default: nowhere)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from what --checkpoint-dir holds"
-    )
-
-
 def open_folder(
     parser: argparse.ArgumentParser,
     folder: Path | None,
     resume: bool,
     study: Mapping[str, Any],
-    methods: Sequence[str],
 ) -> dict[str, Saved]:
     """What the folder holds of this study. Ends with a usage error where it is not this one's.
 
@@ -66,39 +52,44 @@ def open_folder(
       parser: For the errors.
       folder: Created where it does not exist; None for no checkpoints.
       resume: Whether to go on. Without it the folder must be empty.
-      study: What the figures depend on: settings and versions. As strict JSON.
-      methods: The names of the methods.
+      study: What the figures depend on: settings and environment.
     """
     if folder is None:
         if resume:
             parser.error("argument --resume: expected --checkpoint-dir, which says from where")
         return {}
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whatever it raises as well
-    _arguments.output_folder(parser, OPTION, folder)
+    _command.output_folder(parser, OPTION, folder)
     # A process that was killed may leave behind what it had not finished writing.
     entries = sorted(
-        path.name for path in folder.iterdir() if not path.name.endswith(_report.UNFINISHED)
+        path.name for path in folder.iterdir() if not path.name.endswith(_files.UNFINISHED)
     )
     if not entries:
-        _report.write_text(folder / STUDY, json.dumps(study, indent=1) + "\n")
+        _files.write_json(folder / STUDY, study)
         return {}
     if not resume:
         _refuse(parser, f"an empty folder, or --resume to go on, got {folder} with {entries}")
-    if STUDY not in entries or not set(entries) <= {STUDY, *methods}:
+    if STUDY not in entries:
         _refuse(parser, f"the checkpoints of one study, got {folder} with {entries}")
     try:
-        other: dict[str, Any] = dict(json.loads((folder / STUDY).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError):
+        other = _flat(json.loads((folder / STUDY).read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError, AttributeError):
         _refuse(parser, f"JSON in {folder / STUDY}, which is damaged")
-    own: dict[str, Any] = json.loads(json.dumps(study))
+    own = _flat(_files.plain(study, None))
     for key in sorted(own.keys() | other.keys()):
         if own.get(key) != other.get(key):
             _refuse(
                 parser,
                 f"checkpoints with {key} {own.get(key)}, got {folder} with {other.get(key)}",
             )
-    loaded = {name: _load(parser, folder / name) for name in methods if name in entries}
+    loaded = {name: _load(parser, folder / name) for name in entries if name != STUDY}
     return {name: saved for name, saved in loaded.items() if saved is not None}
+
+
+def _flat(study: Any) -> dict[str, Any]:
+    """Settings and environment by name, without what the figures do not depend on."""
+    flat = study["settings"] | study["environment"] | {"study": study["study"]}
+    return {key: value for key, value in flat.items() if key not in ("quick", "cores")}
 
 
 def save(folder: Path, name: str, steps: int, state: Any) -> None:
@@ -116,7 +107,7 @@ def save(folder: Path, name: str, steps: int, state: Any) -> None:
             checkpointer.save(path, {"leaves": np.frombuffer(leaves, np.uint8)})
     except ValueError as error:  # which TensorStore raises where a file cannot be written
         raise OSError(f"no checkpoint could be written to {path}: {error}") from error
-    _report.write_text(path.with_suffix(DIGEST), _digest(path))
+    _files.write_bytes(path.with_suffix(DIGEST), _digest(path).encode())
     for other in path.parent.iterdir():
         if other.is_file() and other != path.with_suffix(DIGEST):
             other.unlink()
@@ -156,7 +147,7 @@ def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
     if not folder.is_dir():
         _refuse(parser, f"a folder of checkpoints, got the file {folder}")
     names = [path.name for path in folder.iterdir() if UNFINISHED not in path.name]
-    names = [name for name in names if not name.endswith(_report.UNFINISHED)]
+    names = [name for name in names if not name.endswith(_files.UNFINISHED)]
     if not all(name.removesuffix(DIGEST).isdecimal() for name in names):
         _refuse(parser, f"folders named by numbers of steps, got {folder} with {sorted(names)}")
     steps = [int(name.removesuffix(DIGEST)) for name in names if name.endswith(DIGEST)]

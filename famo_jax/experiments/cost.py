@@ -31,7 +31,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -39,16 +38,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import famo_jax
-from famo_jax.experiments import _arguments, _report
+from famo_jax.experiments import _command, _tables
+from famo_jax.experiments._files import Runs
+from famo_jax.experiments._methods import METHODS as TABLE
+from famo_jax.experiments._study import Option, Study, Summary
 
 Array = npt.NDArray[Any]
 GIB = 2**30
@@ -529,12 +524,10 @@ def _spread(values: Array) -> dict[str, float]:
 RATIO_GOAL, MEMORY_GOAL = 1.02, 1.01
 
 
-def table(network: str, results: Sequence[Mapping[str, Any]]) -> Table:
+def table(network: str, results: Sequence[Mapping[str, Any]]) -> Any:
     """Medians: a row for each step, a column for each number of tasks, at most 80 wide."""
-    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    rows.add_column(f"{network}: tasks", no_wrap=True)
-    for result in results:
-        rows.add_column(f"{result['num_tasks']:,}", justify="right", no_wrap=True)
+    headers = (f"{result['num_tasks']:,}" for result in results)
+    rows = _tables.new(None, [f"{network}: tasks"], headers, padding=2)
     columns = [result["figures"] for result in results]
     names = [name for name in columns[0] if name not in YARDSTICKS]
 
@@ -564,7 +557,7 @@ def table(network: str, results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _cell(figures: Mapping[str, Any], key: str) -> str:
-    stopped, value = figures["stopped"], figures.get(key)
+    stopped, value = figures.get("stopped"), figures.get(key)
     if value is None and stopped is not None:
         memory = stopped["limit"] == "memory"
         return (
@@ -621,315 +614,204 @@ def notes(limits: Limits) -> list[str]:
     ]
 
 
-# Okabe and Ito's, told apart by the colour-blind.
-STYLES: dict[str, tuple[str, str]] = {
-    "famo-one-pass": ("#0072b2", "o"),
-    "famo-two-pass": ("#d55e00", "o"),
-    "mgda": ("#000000", "s"),
-    "pcgrad": ("#e69f00", "^"),
-    "cagrad": ("#56b4e9", "v"),
-    "imtl-g": ("#009e73", "D"),
-    "graddrop": ("#cc79a7", "P"),
-    "nash-mtl": ("#999999", "X"),
-}
+def draw(summary: Summary) -> Any:
+    """Time and temporary memory over K: FAMO, the other weighting methods, aggregation."""
+    from famo_jax.experiments import _plots
+
+    networks = list(dict.fromkeys(result["network"] for result in summary["results"]))
+    with _plots.picture(height=0.4 + 2.5 * len(networks)) as figure:
+        panels = figure.subplots(len(networks), 2, squeeze=False)
+        for row, network in zip(panels, networks, strict=True):
+            own = [each for each in summary["results"] if each["network"] == network]
+            for axes, key, title in zip(
+                row,
+                ("over_plain", "temporary_over_plain"),
+                ("time of a step over a plain one", "temporary memory over a plain step's"),
+                strict=True,
+            ):
+                _draw_over_tasks(axes, own, key)
+                axes.set_title(f"{network}: {title}")
+    return figure
 
 
-def draw(path: Path, results: Sequence[Mapping[str, Any]], limits: Limits, device: str) -> None:
-    """For each network: time over K, temporary memory over K, and what two-pass consists of."""
-    networks = list(dict.fromkeys(result["network"] for result in results))
-    with rc_context({"font.size": 8, "axes.titlesize": 8, "lines.linewidth": 1.2}):
-        figure = Figure(figsize=(8.5, 0.9 + 2.75 * len(networks)), dpi=200, layout="constrained")
-        panels = figure.subplots(len(networks), 3, squeeze=False)
-        for row, name in zip(panels, networks, strict=True):
-            own = [result for result in results if result["network"] == name]
-            _draw_time(row[0], own)
-            _draw_memory(row[1], own, limits)
-            _draw_split(row[2], own)
-            row[0].set_title(f"{name}: time of a step over a plain one")
-            row[1].set_title(f"{name}: temporary memory (MiB)")
-            row[2].set_title(f"{name}: what two-pass consists of")
-            tasks = [result["num_tasks"] for result in own]
-            for axes in row[:2]:
-                axes.set(xscale="log", yscale="log", xlabel="number of tasks K")
-                axes.set_xticks(tasks, [f"{num_tasks:,}" for num_tasks in tasks])
-                axes.set_xticks([], minor=True)
-        handles = {
-            label: handle
-            for axes in panels[:, :2].flat
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
-        figure.suptitle(f"Cost of a training step on {device}: medians and quartiles", fontsize=9)
-        figure.savefig(path)
+def _draw_over_tasks(axes: Any, results: Sequence[Mapping[str, Any]], key: str) -> None:
+    from famo_jax.experiments import _plots
 
-
-def _draw_time(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
-    others = [name for name in WEIGHTING if name in results[0]["figures"] and "famo" not in name]
+    axes.set(xscale="log", yscale="log", xlabel="number of tasks K")
     tasks = [result["num_tasks"] for result in results]
-    if others:
+    offered = results[0]["figures"]
+    others = [name for name in WEIGHTING if name in offered and "famo" not in name]
+    theirs = [f"torchjd-{name}" for name in AGGREGATION if f"torchjd-{name}" in offered]
+    groups = {  # methods whose lines would lie on each other are a band
+        "other weighting methods": (others, "#bbbbbb"),
+        "aggregation": ([name for name in AGGREGATION if name in offered], "#882255"),
+        "TorchJD's": (theirs, "#ddaa33"),
+    }
+    ends = {}
+    for label, (names, colour) in groups.items():
         spans = [
-            [result["figures"][name]["over_plain"]["median"] for name in others]
-            for result in results
+            [_number(result["figures"][name].get(key)) for name in names] for result in results
         ]
-        label = f"{others[0]} to {others[-1]}" if len(others) > 1 else others[0]
-        low, high = np.min(spans, axis=1), np.max(spans, axis=1)
-        axes.fill_between(tasks, low, high, color="0.8", linewidth=3, edgecolor="0.8", label=label)
-    for name, (colour, marker) in STYLES.items():
-        for prefix, line in (("", "-"), ("torchjd-", ":")):
-            points = [
-                (result["num_tasks"], result["figures"][prefix + name])
-                for result in results
-                if result["figures"].get(prefix + name, {}).get("seconds")
-            ]
-            if not points:
-                continue
-            ratios = np.array(
-                [[each["over_plain"][key] for key in ("q1", "median", "q3")] for _, each in points]
-            )
-            x = [num_tasks for num_tasks, _ in points]
-            error = [ratios[:, 1] - ratios[:, 0], ratios[:, 2] - ratios[:, 1]]
-            label = "" if prefix else name
-            axes.errorbar(
-                x, ratios[:, 1], error, color=colour, linestyle=line, capsize=2, label=label
-            )
-            once = [each["timed"] == 1 for _, each in points]
-            for hollow in (False, True):
-                chosen = np.array(once) == hollow
-                axes.plot(
-                    np.array(x)[chosen],
-                    ratios[chosen, 1],
-                    marker,
-                    color=colour,
-                    markersize=4,
-                    markerfacecolor="white" if hollow else colour,
-                )
-    if any(map(_is_theirs, results[0]["figures"])):
-        axes.plot([], [], ":", color="0.4", label="TorchJD's, eager")
-    axes.plot([], [], "o", color="0.4", markerfacecolor="white", markersize=4, label="timed once")
-
-
-def _draw_memory(axes: Axes, results: Sequence[Mapping[str, Any]], limits: Limits) -> None:
-    for name, (colour, marker) in (("plain", ("0.6", "")), *STYLES.items()):
-        if name not in results[0]["figures"]:
-            continue
-        measured = [
-            (result["num_tasks"], size / 2**20)
-            for result in results
-            if (size := result["figures"][name]["temporary_bytes"]) is not None
+        known = [
+            (k, min(found), max(found))
+            for k, span in zip(tasks, spans, strict=True)
+            if (found := [value for value in span if np.isfinite(value)])
         ]
-        axes.plot(
-            *zip(*measured, strict=True),
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=4 if name == "plain" else 1.2,
-            label=name,
-        )
-        for result in results:
-            stopped = result["figures"][name]["stopped"]
-            if stopped is not None and stopped["limit"] == "memory":
-                axes.plot(result["num_tasks"], stopped["predicted"] / 2**20, "x", color=colour)
-    axes.axhline(1024 * limits.max_gib, color="0.4", linestyle="--", linewidth=0.8)
-    axes.plot([], [], "--", color="0.4", linewidth=0.8, label=f"limit, {limits.max_gib:g} GiB")
-    axes.plot([], [], "x", color="0.4", label="at least, not run")
+        if known:
+            x, low, high = map(list, zip(*known, strict=True))
+            axes.fill_between(x, low, high, color=colour, alpha=0.4, linewidth=2, label=label)
+            ends[label] = (x[-1], (low[-1] * high[-1]) ** 0.5, colour)
+    for name, method in (("famo-one-pass", "famo-one-pass"), ("famo-two-pass", "famo")):
+        if name in offered:
+            colour = TABLE[method].colour
+            values = [_number(result["figures"][name].get(key)) for result in results]
+            axes.plot(tasks, values, "o-", color=colour, markersize=3, label=name)
+            ends[name] = (tasks[-1], values[-1], colour)
+    axes.set_xticks(tasks, [f"{num_tasks:,}" for num_tasks in tasks])
+    axes.set_xticks([], minor=True)
+    _plots.plain_numbers(axes.yaxis)
+    _plots.label_ends(axes, ends)
 
 
-def _draw_split(axes: Axes, results: Sequence[Mapping[str, Any]]) -> None:
-    axes.set_ylabel("time of a step over a plain one")
-    axes.set_xlabel("number of tasks K")
-    own = (
-        [result for result in results if "second_forward" in result["figures"]["famo-two-pass"]]
-        if ("famo-two-pass" in results[0]["figures"])
-        else []
-    )
-    for position, result in enumerate(own):
-        figures = result["figures"]["famo-two-pass"]
-        plain = result["figures"]["plain"]["seconds"]["median"]
-        bottom = 0.0
-        parts = (
-            ("plain step", plain, "#999999"),
-            ("second forward pass", figures["second_forward"]["median"], "#56b4e9"),
-            ("FAMO's arithmetic and state", figures["own_arithmetic"]["median"], "#d55e00"),
-        )
-        for label, seconds, colour in parts:
-            axes.bar(
-                position,
-                seconds / plain,
-                bottom=bottom,
-                color=colour,
-                label="" if position else label,
-            )
-            bottom += seconds / plain
-        whole = figures["over_plain"]
-        axes.errorbar(
-            position,
-            whole["median"],
-            [[whole["median"] - whole["q1"]], [whole["q3"] - whole["median"]]],
-            color="black",
-            capsize=2,
-            marker="_",
-            label="" if position else "two-pass, measured",
-        )
-    axes.set_xticks(range(len(own)), [f"{result['num_tasks']:,}" for result in own])
-    top = max((each["figures"]["famo-two-pass"]["over_plain"]["median"] for each in own), default=1)
-    axes.set_ylim(0, 1.8 * top)  # room for the legend
-    if own:
-        axes.legend(loc="upper left", frameon=False)
+def _number(value: Any) -> float:
+    """A median, or what is no estimate; NaN for what was not measured."""
+    median = value["median"] if isinstance(value, Mapping) else value
+    return np.nan if median is None else float(median)
 
 
-# --- The command line -----------------------------------------------------------------------------
-
-FULL = {
-    "tasks": [2, 10, 40, 100, 1000, 10000],
-    "network": list(NETWORKS),
-    "methods": list(METHODS),
-    "rounds": 150,
-}
-QUICK = {
-    "tasks": [2, 10],
-    "network": ["mlp"],
-    "methods": ["ls", "famo-one-pass", "famo-two-pass", "mgda"],
-    "rounds": 10,
-}
+# --- The study ------------------------------------------------------------------------------------
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked and complete. Exits with status 2 where one is bad."""
-    networks = "\n".join(f"  {name:6}{each.description}" for name, each in NETWORKS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m famo_jax.experiments.cost",
-        description="What each method adds to a training step: time and temporary memory.",
-        epilog=f"networks:\n{networks}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--tasks",
-        type=_arguments.positive_int,
-        nargs="+",
-        metavar="K",
-        help="numbers of tasks (2 10 40 100 1000 10000)",
-    )
-    add(
-        "--network",
-        type=_arguments.one_of(list(NETWORKS)),
-        nargs="+",
-        metavar="NAME",
-        help="the hidden layers (all)",
-    )
-    add(
-        "--methods",
-        type=_arguments.one_of(METHODS),
-        nargs="+",
-        metavar="NAME",
-        help=f"what to compare (all: {' '.join(METHODS)})",
-    )
-    add(
-        "--rounds",
-        type=_arguments.positive_int,
-        metavar="N",
-        help=f"how many times a step is timed, at least 2 (150; {FEW} where it is {DEAR} times "
-        "as long as a plain one)",
-    )
-    add(
-        "--max-gib",
-        type=_arguments.positive_float,
-        default=4.0,
-        metavar="GIB",
-        help="memory over which a method is not run (%(default)g)",
-    )
-    add(
-        "--max-seconds",
-        type=_arguments.positive_float,
-        default=2.0,
-        metavar="S",
-        help="a call that is predicted to take longer is not run, and one of which "
-        f"{FEW} would is timed once (%(default)g)",
-    )
-    add(
-        "--scan",
-        type=_arguments.positive_int,
-        default=1,
-        metavar="N",
-        help="steps of ours in a compiled call, under `jax.lax.scan` (%(default)d); the times are "
-        "those of a step. On a CPU not for conv: convolutions in a loop are slow there",
-    )
-    add("--no-peers", action="store_true", help="leave TorchJD out where it is installed")
-    add("--out", type=Path, default=Path("results/cost"), help="output folder (%(default)s)")
-    add(
-        "--quick",
-        action="store_true",
-        help="2 and 10 tasks, mlp, 4 methods, 10 rounds where not given; no TorchJD",
-    )
-    options = parser.parse_args(arguments)
-    for name, default in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-    for name in ("tasks", "network", "methods"):
-        _arguments.check_distinct(parser, f"--{name}", getattr(options, name))
-    if options.rounds < 2:
-        parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
-    _arguments.output_folder(parser, "--out", options.out, "cost.png", "cost.json")
-    options.tasks = sorted(options.tasks)
-    options.methods = [name for name in METHODS if name in options.methods]
-    return options
-
-
-@_arguments.command
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, and writes ``cost.png`` and ``cost.json``."""
-    options = parse(arguments)
-    start = time.perf_counter()
-    console = Console()
-    limits = Limits(options.rounds, options.scan, options.max_gib, options.max_seconds)
-    left_out = options.no_peers or options.quick  # to import PyTorch alone takes seconds
+def run(options: argparse.Namespace, session: Any) -> Runs:
+    """Measures every network at every number of tasks."""
+    limits = limits_of(vars(options))
+    left_out = options.quick or options.peers == "no"  # to import PyTorch alone takes seconds
     no_peers = "TorchJD was left out." if left_out else why_no_peers()
     results: list[dict[str, Any]] = []
-    columns = TextColumn("{task.description:24}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(options.network) * len(options.tasks))
-        for name in options.network:
-            before: dict[str, Any] | None = None
-            for num_tasks in options.tasks:
-                progress.update(bar, description=f"{name}, {num_tasks:,} tasks")
-                figures = run_setting(
-                    NETWORKS[name],
-                    num_tasks,
-                    options.methods,
-                    limits,
-                    peers=no_peers is None,
-                    before=before,
-                )
-                before = {"network": name, "num_tasks": num_tasks, "figures": figures}
-                results.append(before)
-                progress.advance(bar)
-    environment = _report.environment()
     for name in options.network:
-        own = [result for result in results if result["network"] == name]
-        console.print(table(name, own))
-    for line in (*notes(limits), *([no_peers] if no_peers else []), *goals(results)):
-        console.print(line, highlight=False)
-    draw(options.out / "cost.png", results, limits, environment["device"])
-    seconds = time.perf_counter() - start
-    _report.write_json(
-        options.out / "cost.json",
-        {
-            "settings": vars(options) | {"out": str(options.out)},
-            "environment": environment,
-            "networks": {name: NETWORKS[name]._asdict() for name in options.network},
-            "peers": no_peers or {each: _version(each) for each in ("torch", "torchjd")},
-            "goals": goals(results),
-            "results": results,
-            "seconds": seconds,
-        },
-    )
-    console.print(f"cost.png and cost.json are in {options.out}, {seconds:.0f} s", highlight=False)
+        before: dict[str, Any] | None = None
+        tell = session.row(name)
+        for num_tasks in options.tasks:
+            tell(f"{num_tasks:,} tasks")
+            figures = run_setting(
+                NETWORKS[name],
+                num_tasks,
+                options.methods,
+                limits,
+                peers=no_peers is None,
+                before=before,
+            )
+            before = {"network": name, "num_tasks": num_tasks, "figures": figures}
+            results.append(before)
+        tell("done")
+    versions = {
+        each: importlib.metadata.version(each) for each in ("torch", "torchjd") if no_peers is None
+    }
+    return Runs({"arms": {}, "results": results, "no_peers": no_peers or "", **versions}, {})
 
 
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)
+def limits_of(options: Mapping[str, Any]) -> Limits:
+    """What may be run."""
+    return Limits(options["rounds"], options["scan"], options["max_gib"], options["max_seconds"])
 
+
+def summarize(runs: Runs) -> dict[str, Any]:
+    """What was measured is told as it is; what was not is left out."""
+    facts = runs.facts
+    results = [
+        result
+        | {
+            "figures": {
+                name: {key: value for key, value in own.items() if _is_told(value)}
+                for name, own in result["figures"].items()
+            }
+        }
+        for result in facts["results"]
+    ]
+    return {"results": results, "no_peers": facts["no_peers"], "settings": facts["settings"]}
+
+
+def _is_told(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and np.isnan(value))
+
+
+def tables(summary: Summary) -> list[Any]:
+    """A table for each network, and what they leave out."""
+    results = summary["results"]
+    networks = dict.fromkeys(result["network"] for result in results)
+    return [
+        *(table(name, [each for each in results if each["network"] == name]) for name in networks),
+        *notes(limits_of(summary["settings"])),
+        *filter(None, [summary["no_peers"]]),
+        *goals(results),
+    ]
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses fewer rounds than quartiles need, and puts names in order."""
+    if options.rounds < 2:
+        parser.error(f"argument --rounds: expected at least 2, got {options.rounds}")
+    options.tasks.sort()
+    options.methods = [name for name in METHODS if name in options.methods]
+
+
+STUDY = Study(
+    name="cost",
+    title="What each method adds to a training step: time and temporary memory",
+    seconds=307,
+    full={
+        "tasks": [2, 10, 40, 100, 1000, 10000],
+        "network": list(NETWORKS),
+        "methods": list(METHODS),
+        "rounds": 150,
+        "max_gib": 4.0,
+        "max_seconds": 2.0,
+        "scan": 1,
+        "peers": "yes",
+    },
+    quick={
+        "tasks": [2, 10],
+        "network": ["mlp"],
+        "methods": ["ls", "famo-one-pass", "famo-two-pass", "mgda"],
+        "rounds": 10,
+    },
+    run=run,
+    summarize=summarize,
+    tables=tables,
+    pictures={"cost.png": draw},
+    options={
+        "tasks": Option(_command.positive_int, "numbers of tasks", True, "K"),
+        "network": Option(_command.one_of([*NETWORKS]), "the hidden layers", True, "NAME"),
+        "methods": _command.methods_option(METHODS),
+        "rounds": Option(
+            _command.positive_int,
+            f"how many times a step is timed, at least 2; {FEW} where it is {DEAR} times as long "
+            "as a plain one",
+        ),
+        "max_gib": Option(
+            _command.positive_float, "memory over which a method is not run", metavar="GIB"
+        ),
+        "max_seconds": Option(
+            _command.positive_float,
+            "a call that is predicted to take longer is not run, and one of which "
+            f"{FEW} would is timed once",
+            metavar="S",
+        ),
+        "scan": Option(
+            _command.positive_int,
+            "steps of ours in a compiled call, under `jax.lax.scan`; the times are those of a "
+            "step. On a CPU not for conv: convolutions in a loop are slow there",
+        ),
+        "peers": Option(
+            _command.one_of(["yes", "no"]), "TorchJD beside ours where it is installed", metavar="?"
+        ),
+    },
+    epilog="networks:\n"
+    + "\n".join(f"  {name:6}{each.description}" for name, each in NETWORKS.items()),
+    check=check,
+    saves=False,
+)
+main = functools.partial(_command.main, STUDY)
 
 if __name__ == "__main__":
     main()

@@ -1,251 +1,40 @@
-r"""FAMO on overlapping handwritten digits: ``python -m famo_jax.experiments.digits``.
+"""Methods on overlapping handwritten digits: ``python -m famo_jax.experiments.digits``.
 
-A multi-task problem made as MultiMNIST was, from the 1,797 digits (8 x 8 pixels, 17 grey levels)
-that scikit-learn ships. Two digits overlap on a canvas of 10 x 14 pixels under fresh noise, and a
-small network tells what the left one is, what the right one is, how the left one looked before the
-right one and the noise covered it, and how much ink the right one has. Each task has the loss that
-comes naturally and the units that come with it, so the losses are five orders of magnitude apart
-at first, and none can be brought to zero: the noise sees to that.
-
-How methods are trained, chosen on the validation digits and compared on the test digits stands in
-``famo_jax.experiments._study``.
+The problem is that of :mod:`famo_jax.experiments.problems.digits`, and how methods are trained,
+chosen on the validation digits and compared on the test digits stands in ``_comparison``.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
-import chex
-import jax
-import jax.numpy as jnp
-import numpy as np
-import numpy.typing as npt
-import optax
-from flax import nnx
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-
-from famo_jax.experiments import _study
-from famo_jax.experiments._study import Data, Problem, Result, Task
-
-Array = npt.NDArray[Any]
-
-# --- Pictures -------------------------------------------------------------------------------------
-
-DIGIT, HEIGHT, WIDTH = 8, 10, 14
-LEFT_COLUMNS, RIGHT_COLUMNS = (0, 1, 2), (4, 5, 6)  # so 2 to 6 columns of the two frames overlap
-ROWS = (0, 1, 2)
-NOISE = 0.25  # standard deviation, where a digit's pixels go from 0 to 1
-LEVELS = 16  # grey levels of a digit above black
-HELD_OUT = 2000  # pictures composed for validation, and as many for the test
+from famo_jax.experiments import _command, _comparison
+from famo_jax.experiments.problems import digits
 
 
-class Sources(NamedTuple):
-    """Handwritten digits."""
+def draw(summary: Any) -> Any:
+    """Each task's loss over the steps, the task weights, and delta m of every method."""
+    from famo_jax.experiments import _plots
 
-    images: Array  # [N, 8, 8], uint8, grey levels from 0 to 16
-    labels: Array  # [N], int32
-
-
-class Splits(NamedTuple):
-    """Three sets of sources that have no digit in common."""
-
-    train: Sources
-    validation: Sources
-    test: Sources
-
-
-class Pictures(NamedTuple):
-    """Composed pictures and the targets of the four tasks. Small integers: there are many."""
-
-    pixels: jax.Array  # [..., 140], uint8, 0 to 255
-    left: jax.Array  # [...], int32, class of the left digit
-    right: jax.Array  # [...], int32, class of the right digit
-    clean: jax.Array  # [..., 64], uint8, the left digit's grey levels
-    ink: jax.Array  # [...], int32, the sum of the right digit's grey levels
+    figure: Any
+    with _plots.picture(height=5.2) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+        panels = above.subplots(1, digits.K)
+        for task, axes in enumerate(panels):
+            _comparison.draw_losses(axes, summary, task, labelled=task == digits.K - 1)
+        left, right = below.subplots(1, 2)
+        _comparison.draw_task_weights(left, summary, labelled=True)
+        _comparison.draw_delta_m(right, summary)
+    return figure
 
 
-def load_splits() -> Splits:
-    """Splits the 1,797 digits into 1,200, 297 and 300, each class in proportion."""
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int32)
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=300, stratify=labels, random_state=0
-    )
-    train, validation = train_test_split(rest, test_size=297, stratify=labels[rest], random_state=0)
-    return Splits(*(Sources(images[rows], labels[rows]) for rows in (train, validation, test)))
-
-
-def compose(key: jax.Array, sources: Sources, size: int) -> Pictures:
-    """Draws pictures of two digits each, at random places and under fresh noise.
-
-    Returns:
-      ``[size]`` pictures.
-    """
-    which_key, place_key, noise_key = jax.random.split(key, 3)
-    left, right = jax.random.randint(which_key, (2, size), 0, len(sources.labels))
-    left_place, right_place = jax.random.randint(
-        place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS)
-    )
-    canvas = jnp.maximum(
-        _placed(sources.images, LEFT_COLUMNS)[left, left_place],
-        _placed(sources.images, RIGHT_COLUMNS)[right, right_place],
-    )
-    noisy = canvas / LEVELS + NOISE * jax.random.normal(noise_key, canvas.shape)
-    images, labels = jnp.asarray(sources.images), jnp.asarray(sources.labels)
-    return Pictures(
-        pixels=jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8),
-        left=labels[left],
-        right=labels[right],
-        clean=images[left].reshape(size, DIGIT * DIGIT),
-        ink=jnp.asarray(ink_of(sources))[right],
-    )
-
-
-def ink_of(sources: Sources) -> Array:
-    """The sum of each digit's grey levels, ``[N]``."""
-    ink: Array = sources.images.sum(axis=(1, 2), dtype=np.int32)
-    return ink
-
-
-def _placed(images: Array, columns: Sequence[int]) -> jax.Array:
-    """Every digit at every place, ``[N, 9, 140]``: to look one up is faster than to draw it."""
-    canvases = [
-        np.pad(
-            images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)]
-        ).reshape(-1, HEIGHT * WIDTH)
-        for row in ROWS
-        for column in columns
-    ]
-    return jnp.asarray(np.stack(canvases, axis=1))
-
-
-def load_data(steps: int, seeds: int, batch_size: int) -> Data:
-    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 2,000 for each test.
-
-    A seed's do not depend on how many seeds there are.
-    """
-    splits = load_splits()
-    train_key, validation_key, test_key = jax.random.split(jax.random.key(1), 3)
-
-    def compose_train() -> Pictures:
-        seed_keys = jax.vmap(lambda seed: jax.random.fold_in(train_key, seed))(jnp.arange(seeds))
-
-        def one_step(step: jax.Array) -> Pictures:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(seed_keys)
-            return jax.vmap(lambda key: compose(key, splits.train, batch_size))(keys)
-
-        pictures: Pictures = jax.lax.map(one_step, jnp.arange(steps))
-        return pictures
-
-    return Data(
-        train=jax.jit(compose_train)(),
-        validation=compose(validation_key, splits.validation, HELD_OUT),
-        test=compose(test_key, splits.test, HELD_OUT),
-    )
-
-
-# --- Tasks ----------------------------------------------------------------------------------------
-
-
-TASKS = (
-    Task("left", "left class, cross-entropy (nats)", "left error (%)", 1),
-    Task("right", "right class, cross-entropy (nats)", "right error (%)", 1),
-    Task("clean", "clean left digit, MSE (white = 1)", "clean RMSE (0-1)", 4),
-    Task("ink", "right digit's ink, MSE (grey levels²)", "ink MAE (grey)", 1),
-)
-K = len(TASKS)
-
-
-class Outputs(NamedTuple):
-    """What the network says about pictures."""
-
-    left: jax.Array  # [..., 10], logits of the classes
-    right: jax.Array  # [..., 10]
-    clean: jax.Array  # [..., 64], from 0 for black to 1 for white
-    ink: jax.Array  # [...], grey levels
-
-
-class Network(nnx.Module):
-    """140-96-64, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(HEIGHT * WIDTH, 96, rngs=rngs)
-        self.narrow = nnx.Linear(96, 64, rngs=rngs)
-        self.heads = nnx.Linear(64, 10 + 10 + DIGIT * DIGIT + 1, rngs=rngs)
-
-    def __call__(self, pixels: jax.Array) -> Outputs:
-        """``[..., 140]``, from 0 to 255."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
-        left, right, clean, ink = jnp.split(self.heads(hidden), [10, 20, 84], axis=-1)
-        return Outputs(left, right, clean, ink[..., 0])
-
-
-def init_params(seeds: int) -> chex.ArrayTree:
-    """The parameters of one network for each seed: a leading axis on every leaf."""
-    return _study.init_params(Network, seeds)
-
-
-def apply(params: chex.ArrayTree, pictures: Pictures) -> Outputs:
-    """The network with these parameters, as a pure function."""
-    outputs: Outputs = _study.apply(Network, params, pictures.pixels)
-    return outputs
-
-
-def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
-    """The K losses, ``[K]``, in the order of ``TASKS``."""
-    outputs = apply(params, pictures)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    return jnp.stack(
-        [
-            jnp.mean(cross_entropy(outputs.left, pictures.left)),
-            jnp.mean(cross_entropy(outputs.right, pictures.right)),
-            jnp.mean((outputs.clean - pictures.clean / LEVELS) ** 2),
-            jnp.mean((outputs.ink - pictures.ink) ** 2),
-        ]
-    )
-
-
-def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
-    """The K metrics, ``[K]``, in the order and units of ``TASKS``."""
-    outputs = apply(params, pictures)
-    return jnp.stack(
-        [
-            100 * jnp.mean(jnp.argmax(outputs.left, axis=-1) != pictures.left),
-            100 * jnp.mean(jnp.argmax(outputs.right, axis=-1) != pictures.right),
-            jnp.sqrt(jnp.mean((outputs.clean - pictures.clean / LEVELS) ** 2)),
-            jnp.mean(jnp.abs(outputs.ink - pictures.ink)),
-        ]
-    )
-
-
-# --- The report -----------------------------------------------------------------------------------
-
-
-TASK_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-
-
-def draw(
-    results: Mapping[str, Result], summary: Mapping[str, Mapping[str, Any]], path: Path
-) -> None:
-    """Losses and task weights over the steps, and delta m of every method."""
-    with _study.style():
-        figure = Figure(figsize=(8.5, 7), dpi=200, layout="constrained")
-        grid = figure.add_gridspec(3, 3)
-        panels = [figure.add_subplot(grid[divmod(index, 3)]) for index in range(6)]
-        for task, axes in enumerate(panels[:K]):
-            _study.draw_losses(axes, TASKS, results, task)
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=len(_study.SHOWN),
-        )
-        labels = [task.name for task in TASKS]
-        for axes, names in zip(panels[K:], _study.WEIGHTED, strict=True):
-            _study.draw_task_weights(axes, results, names, TASK_COLOURS, labels)
-        _study.draw_delta_m(figure.add_subplot(grid[2, :]), summary)
-        figure.savefig(path)
+def facts() -> dict[str, Any]:
+    """Of the data."""
+    splits = digits.load_splits()._asdict()
+    return {
+        "sources": {name: len(split.labels) for name, split in splits.items()},
+        "pictures_held_out": digits.HELD_OUT,
+        "noise": digits.NOISE,
+    }
 
 
 FULL = {
@@ -260,29 +49,17 @@ FULL = {
     "learning_rate": [1e-3, 3e-3, 1e-2],
     "gamma": [0.0, 1e-3, 1e-2, 1e-1],
 }
-PROBLEM = Problem(
+STUDY = _comparison.study(
     name="digits",
-    title="Multi-task methods on overlapping handwritten digits.",
-    rows="pictures",
-    tasks=TASKS,
-    load_data=load_data,
-    init_params=init_params,
-    task_losses=task_losses,
-    task_metrics=task_metrics,
-    facts=lambda: {
-        "sources": {name: len(split.labels) for name, split in load_splits()._asdict().items()},
-        "pictures_held_out": HELD_OUT,
-        "noise": NOISE,
-    },
+    title="Multi-task methods on overlapping handwritten digits",
+    seconds=122,
+    problem=digits.PROBLEM,
     full=FULL,
-    quick=FULL | {"steps": 200, "seeds": 2, "learning_rate": [3e-3], "gamma": [1e-3]},
+    quick={"steps": 200, "seeds": 2, "learning_rate": [3e-3], "gamma": [1e-3]},
+    draw=draw,
+    facts=facts,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the study, prints its table, and writes ``digits.png`` and ``digits.json``."""
-    _study.main(PROBLEM, draw, arguments)
-
+main = functools.partial(_command.main, STUDY)
 
 if __name__ == "__main__":
     main()

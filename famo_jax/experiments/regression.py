@@ -1,256 +1,42 @@
-r"""Eleven properties of small molecules: ``python -m famo_jax.experiments.regression``.
+"""Methods on eleven properties of molecules: ``python -m famo_jax.experiments.regression``.
 
-A regression in the shape of QM9's, without a download. Molecules of at most nine heavy atoms (C, N,
-O, F), as QM9's are, come from scaffolds with two places for substituents, all combinations of them,
-each molecule once by its canonical SMILES. RDKit computes eleven properties in the units that are
-usual for them. Their standard deviations range from 0.04 to over 100.
-
-The input is the Morgan fingerprint of radius 1 (Rogers and Hahn 2010): how often each neighbourhood
-of an atom occurs, folded onto 64 counts. Many neighbourhoods share a count, and how the
-neighbourhoods are joined is not told: what that leaves open is the noise of a task, none is added.
-It is small for what sums over atoms, as the mass does, and large for the shape of the molecule.
-
-Molecules are split, so that none of the test was seen in training. Outputs are deviations from the
-mean over the training molecules; no property is scaled. How methods are trained and compared stands
-in ``famo_jax.experiments._study``.
+The problem is that of :mod:`famo_jax.experiments.problems.molecules`, and how methods are trained,
+chosen and compared stands in ``_comparison``.
 """
 
 import functools
-import itertools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import chex
-import jax
-import jax.numpy as jnp
-import matplotlib
-import numpy as np
-import numpy.typing as npt
-from flax import nnx
-from matplotlib.figure import Figure
-from rdkit import Chem
-from rdkit.Chem import GraphDescriptors, rdMolDescriptors, rdPartialCharges
-from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-
-from famo_jax.experiments import _study
-from famo_jax.experiments._study import Data, Problem, Result, Task
-
-Array = npt.NDArray[Any]
-
-# --- Molecules ------------------------------------------------------------------------------------
-
-# SMILES, {} where a substituent goes: chains, carbonyls, rings, and aromatic rings.
-SCAFFOLDS = (
-    "C({})({})",
-    "C({})C{}",
-    "C({})CC{}",
-    "C({})=C{}",
-    "O(C{})C{}",
-    "N({})C{}",
-    "C(=O)({}){}",
-    "C1({})CC1{}",
-    "C1({})CCC1{}",
-    "C1({})CCCC1{}",
-    "C1({})OC1{}",
-    "C1({})CCOC1{}",
-    "C1({})CN1{}",
-    "c1c({})cccc1{}",
-    "c1c({})ccc({})c1",
-    "c1c({})nccc1{}",
-    "c1c({})oc({})c1",
-    "c1({})nc({})[nH]c1",
-)
-SUBSTITUENTS = (
-    *("[H]", "F", "O", "N", "C"),
-    *("C#N", "C=O", "CC", "CO", "CN", "CF", "OC", "NC", "C=C", "C#C"),
-    *("C(F)F", "C(=O)O", "C(N)=O", "C(C)=O", "C(C)C"),
-)
-MOST_ATOMS = 9  # without hydrogen
-COUNTS = 64
-SHARES = (0.6, 0.2)  # of the molecules, to train on and to choose by; the rest is the test
+from famo_jax.experiments import _command, _comparison
+from famo_jax.experiments.problems import molecules
 
 
-class Molecules(NamedTuple):
-    """Molecules, or batches of them."""
-
-    counts: Any  # [..., 64], uint8, the folded fingerprint
-    properties: Any  # [..., K], float32, in the units of TASKS
-
-
-class Splits(NamedTuple):
-    """Three sets that have no molecule in common."""
-
-    train: Molecules
-    validation: Molecules
-    test: Molecules
-
-
-@functools.cache
-def load_smiles() -> tuple[str, ...]:
-    """The molecules, in canonical SMILES, each once."""
-    texts = (
-        scaffold.format(*pair)
-        for scaffold in SCAFFOLDS
-        for pair in itertools.product(SUBSTITUENTS, repeat=2)
-    )
-    molecules = (Chem.MolFromSmiles(text) for text in texts)
-    return tuple(
-        sorted(
-            {
-                Chem.MolToSmiles(molecule)
-                for molecule in molecules
-                if 2 <= molecule.GetNumHeavyAtoms() <= MOST_ATOMS
-            }
-        )
-    )
-
-
-def counts_of(molecule: Chem.Mol) -> Array:
-    """The folded fingerprint, ``[64]``: how often each neighbourhood of an atom occurs."""
-    generator = GetMorganGenerator(radius=1, fpSize=COUNTS)
-    counts: Array = generator.GetCountFingerprintAsNumPy(molecule).astype(np.uint8)
-    return counts
-
-
-def properties_of(molecule: Chem.Mol) -> list[float]:
-    """The K properties, in the order and units of ``TASKS``."""
-    rdPartialCharges.ComputeGasteigerCharges(molecule)
-    charges = [atom.GetDoubleProp("_GasteigerCharge") for atom in molecule.GetAtoms()]
-    log_p, refractivity = rdMolDescriptors.CalcCrippenDescriptors(molecule)
-    mass = rdMolDescriptors.CalcExactMolWt(molecule)
-    adjacency = Chem.GetAdjacencyMatrix(molecule)
-    schultz = adjacency.sum(axis=0) @ (adjacency + Chem.GetDistanceMatrix(molecule))
-    return [
-        refractivity / mass,
-        float(np.mean(np.abs(charges))),
-        max(charges),
-        GraphDescriptors.BalabanJ(molecule),
-        log_p,
-        rdMolDescriptors.CalcKappa2(molecule),
-        refractivity,
-        rdMolDescriptors.CalcLabuteASA(molecule),
-        mass,
-        rdMolDescriptors.CalcTPSA(molecule),
-        float(schultz.sum()),
-    ]
-
-
-@functools.cache
-def load_splits() -> Splits:
-    """Computes the molecules' inputs and properties, and splits them at random."""
-    molecules = [Chem.MolFromSmiles(text) for text in load_smiles()]
-    every = Molecules(
-        np.stack([counts_of(molecule) for molecule in molecules]),
-        np.array([properties_of(molecule) for molecule in molecules], np.float32),
-    )
-    order = np.random.default_rng(0).permutation(len(molecules))
-    ends = (np.cumsum(SHARES) * len(order)).astype(int)
-    return Splits(*(Molecules(*(leaf[rows] for leaf in every)) for rows in np.split(order, ends)))
-
-
-def load_data(steps: int, seeds: int, batch_size: int) -> Data:
-    """Draws the batches: ``[steps, seeds, batch_size]`` molecules for training.
-
-    A seed's do not depend on how many seeds there are.
-    """
-    splits = load_splits()
-    pool = jax.tree.map(jnp.asarray, splits.train)
-
-    def draw_rows(seed: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(1), seed)
-        return jax.random.randint(key, (steps, batch_size), 0, len(splits.train.counts))
-
-    rows = jax.vmap(draw_rows, out_axes=1)(jnp.arange(seeds))
-    return Data(jax.tree.map(lambda leaf: leaf[rows], pool), splits.validation, splits.test)
-
-
-# --- Tasks ----------------------------------------------------------------------------------------
-
-TASKS = tuple(
-    Task(name, f"{name}, MSE", f"{name} MAE ({unit})", decimals)
-    for name, unit, decimals in (
-        ("specific refraction", "cm³/g", 4),  # molar refractivity over mass
-        ("mean |charge|", "e", 4),  # Gasteiger and Marsili
-        ("largest charge", "e", 4),
-        ("Balaban J", "1", 3),
-        ("logP", "1", 3),  # Wildman and Crippen
-        ("kappa 2", "1", 3),  # Hall and Kier's shape
-        ("molar refractivity", "cm³/mol", 2),
-        ("surface", "Å²", 2),  # Labute's approximation
-        ("mass", "Da", 2),
-        ("polar surface", "Å²", 2),  # Ertl's, topological
-        ("Schultz index", "1", 1),  # the sum of v (A + D): degrees, adjacency, distances
-    )
-)
-K = len(TASKS)
-
-
-class Network(nnx.Module):
-    """64-64-32, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(COUNTS, 64, rngs=rngs)
-        self.narrow = nnx.Linear(64, 32, rngs=rngs)
-        self.heads = nnx.Linear(32, K, rngs=rngs)
-
-    def __call__(self, counts: jax.Array) -> jax.Array:
-        """``[..., 64]`` counts to ``[..., K]`` deviations from the mean."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(counts.astype(float)))))
-        outputs: jax.Array = self.heads(hidden)
-        return outputs
-
-
-def init_params(seeds: int) -> chex.ArrayTree:
-    """The parameters of one network for each seed: a leading axis on every leaf."""
-    return _study.init_params(Network, seeds)
-
-
-def predict(params: chex.ArrayTree, counts: jax.Array) -> jax.Array:
-    """The K properties, ``[..., K]``."""
-    deviations: jax.Array = _study.apply(Network, params, counts)
-    return jnp.asarray(load_splits().train.properties.mean(axis=0)) + deviations
-
-
-def task_losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean squared errors, ``[K]``, in the squares of the units of ``TASKS``."""
-    errors = predict(params, molecules.counts) - molecules.properties
-    return jnp.mean(errors**2, axis=0)
-
-
-def task_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
-    errors = predict(params, molecules.counts) - molecules.properties
-    return jnp.mean(jnp.abs(errors), axis=0)
-
-
-# --- The report -----------------------------------------------------------------------------------
-
-
-def draw(
-    results: Mapping[str, Result], summary: Mapping[str, Mapping[str, Any]], path: Path
-) -> None:
+def draw(summary: Any) -> Any:
     """Each task's change against single-task learning, the task weights, gamma, delta m."""
-    colours = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, K)))
-    names = [task.name for task in TASKS]
-    with _study.style():
-        figure = Figure(figsize=(8.5, 8), dpi=200, layout="constrained")
-        grid = figure.add_gridspec(3, 2)
-        labels = {name: name.replace(" ", "\n") for name in names}
-        _study.draw_changes(figure.add_subplot(grid[0, :]), summary, labels)
-        axes = [figure.add_subplot(grid[1, column]) for column in range(2)]
-        for axis, methods in zip(axes, _study.WEIGHTED, strict=True):
-            _study.draw_task_weights(axis, results, methods, colours)
-        figure.legend(
-            [axes[0].plot([], color=colour)[0] for colour in colours],
-            names,
-            loc="outside lower center",
-            ncols=6,
-            title="tasks, from the smallest spread to the largest",
-        )
-        _study.draw_gamma(figure.add_subplot(grid[2, 0]), summary)
-        _study.draw_delta_m(figure.add_subplot(grid[2, 1]), summary)
-        figure.savefig(path)
+    from famo_jax.experiments import _plots
+
+    figure: Any
+    with _plots.picture(height=6.2) as figure:
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
+        axes = above.subplots()
+        _comparison.draw_changes(axes, summary, range(molecules.K))
+        names = [task["name"].replace(" ", "\n") for task in summary["tasks"]]
+        axes.set_xticks(range(molecules.K), names)
+        axes.set_title("each property against single-task networks, from the smallest spread")
+        left, right = below.subplots(1, 2)
+        _comparison.draw_gamma(left, summary)
+        _comparison.draw_delta_m(right, summary)
+    return figure
+
+
+def facts() -> dict[str, Any]:
+    """Of the data."""
+    splits = molecules.load_splits()
+    spread = splits.train.properties.std(axis=0)
+    return {
+        "molecules": {name: len(split.counts) for name, split in splits._asdict().items()},
+        "spread": dict(zip((task.name for task in molecules.TASKS), spread, strict=True)),
+    }
 
 
 FULL = {
@@ -265,41 +51,23 @@ FULL = {
     "learning_rate": [3e-3, 1e-2, 3e-2, 1e-1],
     "gamma": [0.0, 1e-3, 1e-2, 1e-1],
 }
-PROBLEM = Problem(
+STUDY = _comparison.study(
     name="regression",
-    title="Multi-task methods on eleven properties of small molecules.",
-    rows="molecules",
-    tasks=TASKS,
-    load_data=load_data,
-    init_params=init_params,
-    task_losses=task_losses,
-    task_metrics=task_metrics,
-    facts=lambda: {
-        "molecules": {name: len(split.counts) for name, split in load_splits()._asdict().items()},
-        "spread": dict(
-            zip(
-                (task.name for task in TASKS),
-                load_splits().train.properties.std(axis=0),
-                strict=True,
-            )
-        ),
-    },
+    title="Multi-task methods on eleven properties of small molecules",
+    seconds=178,
+    problem=molecules.PROBLEM,
     full=FULL,
-    quick=FULL
-    | {
+    quick={
         "steps": 200,
         "seeds": 2,
         "methods": ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"],
         "learning_rate": [1e-2],
         "gamma": [1e-3],
     },
+    draw=draw,
+    facts=facts,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the study, prints its table, and writes ``regression.png`` and ``regression.json``."""
-    _study.main(PROBLEM, draw, arguments)
-
+main = functools.partial(_command.main, STUDY)
 
 if __name__ == "__main__":
     main()

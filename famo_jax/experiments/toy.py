@@ -45,18 +45,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-from rich import box
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import famo_jax
-from famo_jax.experiments import _arguments, _report
+from famo_jax.experiments import _command, _tables
+from famo_jax.experiments._files import Runs
+from famo_jax.experiments._study import Option, Study, Summary
 
 Array = npt.NDArray[Any]
 
@@ -313,20 +306,6 @@ def compile_run(
 # --- The study ------------------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    """A method's trajectories from all starts."""
-
-    params: Array  # [starts, points, 2]
-    losses: Array  # [starts, points, 2]
-    task_weights: Array | None  # [starts, points, 2]
-    end: Array  # [starts, 2]
-    end_losses: Array  # [starts, 2]
-    nudged: Array  # [starts, points, 2], from starts that are NUDGE away
-    nudged_end_losses: Array  # [starts, 2]
-    compile_seconds: float
-    seconds: list[float]  # of each run
-
-
 NUDGE = 1e-6  # in x1: the distance of neighbouring float32 numbers at 9
 RUNS = 3  # whose median is the running time; the second is the nudged one
 POINTS = 500  # kept of a trajectory
@@ -337,31 +316,48 @@ def thinning(steps: int) -> int:
     return max(1, steps // POINTS)
 
 
-def study(name: str, starts: Array, steps: int, sign: float = 1.0) -> Result:
-    """Compiles and runs one method, and takes the time of both."""
+def measure(
+    name: str, starts: Array, steps: int, sign: float = 1.0
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Compiles and runs one method: its trajectories, and the seconds of both."""
     start_points = jnp.asarray(starts, jnp.float32)
-    nudge = jnp.array([NUDGE, 0.0])
     begin = time.perf_counter()
     call = compile_run(METHODS[name], start_points, steps, thinning(steps), sign)
     compile_seconds = time.perf_counter() - begin
     runs, seconds = [], []
     for index in range(RUNS):
-        points = start_points + nudge if index == 1 else start_points
+        points = start_points + jnp.array([NUDGE, 0.0]) if index == 1 else start_points
         begin = time.perf_counter()
         runs.append(jax.block_until_ready(call(points)))
         seconds.append(time.perf_counter() - begin)
-    run, nudged = (jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), run) for run in runs[:2])
-    return Result(
-        params=run.params,
-        losses=losses_of(run.params, sign),
-        task_weights=run.task_weights,
-        end=run.end,
-        end_losses=losses_of(run.end, sign),
-        nudged=nudged.params,
-        nudged_end_losses=losses_of(nudged.end, sign),
-        compile_seconds=compile_seconds,
-        seconds=seconds,
-    )
+    fields = {
+        name: np.asarray(value) for name, value in runs[0]._asdict().items() if value is not None
+    }
+    fields |= {"nudged": np.asarray(runs[1].params), "nudged_end": np.asarray(runs[1].end)}
+    return fields, {"compile": compile_seconds, "seconds": seconds}
+
+
+def run(options: argparse.Namespace, session: Any) -> Runs:
+    """One after the other: each has the machine to itself while its time is taken."""
+    sign, starts = SIGNS[options.sign], points_of(options.starts)
+    arrays: dict[str, dict[str, Array]] = {}
+    times = {}
+    for name in options.methods:
+        tell = session.row(name)
+        tell("compiling and training")
+        arrays[name], times[name] = measure(name, starts, options.steps, sign)
+        tell("done")
+    tell = session.row("Pareto front")
+    tell("searching")
+    front = losses_of(pareto_set(100_001), sign)
+    searched = search_front(401 if options.quick else 1001, sign)
+    found = {"points": len(searched), "largest_distance": distance_to(front[::100], searched).max()}
+    tell("done")
+    if options.reference:
+        for name, reference in load_reference(Path(options.reference)).items():
+            arrays[f"official {name}"] = reference._asdict()
+    about = {name: {"settings": [], "seeds": [0]} for name in arrays}
+    return Runs({"arms": about, "times": times, "searched_front": found}, arrays)
 
 
 # --- Other trajectories ---------------------------------------------------------------------------
@@ -426,7 +422,7 @@ def deviation(params: Array, others: Array) -> Array:
     return distance
 
 
-def parting(params: Array, others: Array, every: int) -> list[int | None]:
+def parting(params: Array, others: Array, every: int) -> list[float]:
     """The first step kept at which two trajectories are more than ``PARTED`` apart.
 
     Args:
@@ -435,77 +431,83 @@ def parting(params: Array, others: Array, every: int) -> list[int | None]:
       every: How many steps lie between two points.
 
     Returns:
-      One for each start, None where they stay together.
+      One for each start, NaN where they stay together.
     """
     parted = deviation(params, others) > PARTED
-    return [int(np.argmax(each)) * every if each.any() else None for each in parted]
+    return [int(np.argmax(each)) * every if each.any() else np.nan for each in parted]
 
 
-def against(result: Result, reference: Reference, steps: int, front: Array) -> dict[str, Any]:
+def against(
+    params: Array, end_losses: Array, reference: Reference, steps: int, front: Array
+) -> dict[str, Any]:
     """How closely a method's trajectories agree with the reference."""
     every = thinning(steps)
     common = np.lcm(every, REFERENCE_EVERY)
     own, other = (
-        result.params[:, :: common // every],
+        params[:, :: common // every],
         reference.params[:, :: common // REFERENCE_EVERY],
     )
     points = min(own.shape[1], other.shape[1])
     own, other = own[:, :points], other[:, :points]
     whole = steps == reference.params.shape[1] * REFERENCE_EVERY
-    return {
+    found = {
         "compared_steps": int((points - 1) * common),
         "parts_at_step": parting(own, other, int(common)),
         "largest_deviation": deviation(own, other).max(axis=1),
-        "end_losses": reference.end_losses if whole else None,
-        "end_losses_apart": apart(result.end_losses, reference.end_losses, front)
-        if whole
-        else None,
-        "end_distance": distance_to(front, reference.end_losses) if whole else None,
+        "params": reference.params[:, : steps // REFERENCE_EVERY + 1 : max(1, steps // 10_000)],
     }
+    if whole:
+        found["end_losses"] = reference.end_losses
+        found["end_losses_apart"] = apart(end_losses, reference.end_losses, front)
+    return found
 
 
 # --- The report -----------------------------------------------------------------------------------
 
 
-def summarize(
-    results: Mapping[str, Result],
-    reference: Mapping[str, Reference],
-    steps: int,
-    front: Array,
-) -> dict[str, dict[str, Any]]:
+def summarize(runs: Runs) -> dict[str, Any]:
     """The figures of each method."""
-    adam = np.median(results["adam"].seconds)
+    settings, facts = runs.facts["settings"], runs.facts
+    steps, sign = settings["steps"], SIGNS[settings["sign"]]
+    front = losses_of(pareto_set(100_001), sign)
+    seconds = {name: float(np.median(each["seconds"])) for name, each in facts["times"].items()}
     summary = {}
-    for name, result in results.items():
-        method = METHODS[name]
-        official = reference.get(method.official or "")
-        thin = max(1, result.params.shape[1] // 100)
+    for name in seconds:
+        own = {key: np.asarray(value, np.float64) for key, value in runs.arrays[name].items()}
+        thin = max(1, own["params"].shape[1] // 100)
+        end_losses, nudged = losses_of(own["end"], sign), losses_of(own["nudged_end"], sign)
         summary[name] = {
-            "description": method.description,
-            "distance": distance_to(front, result.end_losses),
-            "end": result.end,
-            "end_losses": result.end_losses,
-            "compile_seconds": result.compile_seconds,
-            "seconds": float(np.median(result.seconds)),
-            "seconds_of_runs": result.seconds,
-            "seconds_over_adam": float(np.median(result.seconds) / adam),
-            "nudged_distance": distance_to(front, result.nudged_end_losses),
-            "nudged_parts_at_step": parting(result.params, result.nudged, thinning(steps)),
-            "nudged_end_losses_apart": apart(result.end_losses, result.nudged_end_losses, front),
-            "official": official and against(result, official, steps, front),
+            "description": METHODS[name].description,
+            "distance": distance_to(front, end_losses),
+            "end": own["end"],
+            "end_losses": end_losses,
+            "compile_seconds": facts["times"][name]["compile"],
+            "seconds": seconds[name],
+            "seconds_over_adam": seconds[name] / seconds["adam"],
+            "nudged_parts_at_step": parting(own["params"], own["nudged"], thinning(steps)),
+            "nudged_end_losses_apart": apart(end_losses, nudged, front),
             "trajectory_every": thinning(steps) * thin,
-            "params": result.params[:, ::thin],
-            "losses": result.losses[:, ::thin],
-            "task_weights": None if result.task_weights is None else result.task_weights[:, ::thin],
+            "params": own["params"][:, ::thin],
+            "losses": losses_of(own["params"][:, ::thin], sign),
         }
-    return summary
+        if "task_weights" in own:
+            summary[name]["task_weights"] = own["task_weights"][:, ::thin]
+        if found := runs.arrays.get(f"official {METHODS[name].official}"):
+            official = Reference(**found)
+            summary[name]["official"] = against(own["params"], end_losses, official, steps, front)
+    return {
+        "starts": points_of(settings["starts"]),
+        "sign": sign,
+        "searched_front": facts["searched_front"],
+        "methods": summary,
+    }
 
 
 def _named(start: Sequence[float]) -> str:
     return f"({start[0]:g}, {start[1]:g})"
 
 
-def table(summary: Mapping[str, Mapping[str, Any]], starts: Array) -> Table:
+def table(summary: Mapping[str, Any], starts: Array) -> Any:
     """A row for each method, 80 columns wide."""
     rows = _by_start("distance of the end to the Pareto front, and time", starts)
     for column in rows.columns[1:]:
@@ -523,16 +525,16 @@ def table(summary: Mapping[str, Mapping[str, Any]], starts: Array) -> Table:
     return rows
 
 
-def agreement(summary: Mapping[str, Mapping[str, Any]], starts: Array) -> list[Table]:
+def agreement(summary: Mapping[str, Any], starts: Array) -> list[Any]:
     """How closely trajectories agree with the official code's and with our own, nudged ones."""
     parting = _by_start(f"hundreds of steps until {PARTED:g} apart: official/nudged", starts)
     ends = _by_start("distance of the ends: official/nudged", starts)
     for name, figures in summary.items():
-        official = figures["official"]
+        official = figures.get("official")
         if official:
             both = zip(official["parts_at_step"], figures["nudged_parts_at_step"], strict=True)
             parting.add_row(name, *(f"{_hundreds(a)}/{_hundreds(b)}" for a, b in both))
-        if official and official["end_losses_apart"] is not None:
+        if official and "end_losses_apart" in official:
             both = zip(
                 official["end_losses_apart"], figures["nudged_end_losses_apart"], strict=True
             )
@@ -540,18 +542,24 @@ def agreement(summary: Mapping[str, Mapping[str, Any]], starts: Array) -> list[T
     return [rows for rows in (parting, ends) if rows.row_count]
 
 
-def _by_start(title: str, starts: Array) -> Table:
-    rows = Table(
-        title=title, title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
-    rows.add_column("method", no_wrap=True)
-    for start in starts:
-        rows.add_column(_named(start), justify="right", no_wrap=True)
-    return rows
+def _by_start(title: str, starts: Array) -> Any:
+    return _tables.new(title, ["method"], map(_named, starts), padding=1)
 
 
-def _hundreds(step: int | None) -> str:
-    return "-" if step is None else f"{step / 100:.0f}"
+def _hundreds(step: float) -> str:
+    return f"{step / 100:.0f}" if np.isfinite(step) else "-"
+
+
+def tables(summary: Summary) -> list[Any]:
+    """Distances and times, and how closely trajectories agree with others."""
+    methods, starts = summary["methods"], summary["starts"]
+    compared = agreement(methods, starts)
+    notes = "Distances: in loss space, where the front spans 1 by 1. Times: all starts at once."
+    return [
+        table(methods, starts),
+        *compared,
+        notes + (" Nudged: our own, started 1e-6 beside in x1." if compared else ""),
+    ]
 
 
 # One for each start: colours that stay apart for the colour-blind.
@@ -560,267 +568,129 @@ MAX_STARTS = len(COLOURS)
 FRONT = "0.55"
 
 
-def draw(
-    results: Mapping[str, Result],
-    reference: Mapping[str, Reference],
-    starts: Array,
-    steps: int,
-    sign: float,
-    path: Path,
-) -> None:
-    """The landscapes, the running times, and each method's trajectories in loss space."""
-    rows = -(-len(results) // 4)
-    # As wide as a README shows it, at 100 pixels an inch: so 8 points are 8 points there.
-    with rc_context({"font.size": 8, "axes.titlesize": 8, "lines.linewidth": 1.0}):
-        figure = Figure(figsize=(8.5, 2.6 + 2.2 * rows), dpi=200, layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[2.6, 2.2 * rows])
-        top, below = parts
-        *landscapes, times = top.subplots(1, 4, width_ratios=[1, 1, 1, 0.8])
-        _draw_landscapes(landscapes, results, starts, sign)
-        _draw_times(times, results)
-        top.legend(
-            *landscapes[0].get_legend_handles_labels(),
-            loc="outside upper center",
-            ncols=4,
-            frameon=False,
-        )
-        panels = below.subplots(rows, 4, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (name, result) in zip(panels, results.items(), strict=False):
-            _draw_losses(axes, name, result, sign)
-            official = reference.get(METHODS[name].official or "")
-            if official:
-                _draw_official(axes, official.params[:, : steps // REFERENCE_EVERY + 1], sign)
-        for axes in panels[len(results) :]:
-            axes.set_axis_off()
-        below.supxlabel("$L_1$", fontsize=8)
-        below.supylabel("$L_2$", fontsize=8)
-        below.legend(
-            handles=_marks(bool(reference)), loc="outside upper center", ncols=5, frameon=False
-        )
-        figure.savefig(path)
+SHOWN = ("adam", "si", "frozen", "famo", "famo-one-pass")  # what the picture is about
 
 
-def _draw_landscapes(
-    panels: Sequence[Axes], results: Mapping[str, Result], starts: Array, sign: float
-) -> None:
-    side = np.linspace(-10, 10, 201)
-    losses = losses_of(np.stack(np.meshgrid(side, side), axis=-1), sign)
-    fields = (losses.mean(axis=-1), losses[..., 0], losses[..., 1])
-    titles = ("$L_0$, the mean", "$L_1$", "$L_2$")
-    for axes, field, title in zip(panels, fields, titles, strict=True):
+def draw(summary: Summary) -> Any:
+    """The landscape of the mean with two methods' paths, and the paths of five in loss space."""
+    from famo_jax.experiments import _plots
+
+    methods, sign = summary["methods"], summary["sign"]
+    starts = np.asarray(summary["starts"])
+    shown = [name for name in SHOWN if name in methods] or list(methods)[:5]
+    with _plots.picture(height=5.6) as figure:
+        panels = figure.subplots(2, 3).ravel()
+        landscape = panels[0]
+        side = np.linspace(-10, 10, 201)
+        field = losses_of(np.stack(np.meshgrid(side, side), axis=-1), sign).mean(axis=-1)
         darkest = field.min() - 0.4 * np.ptp(field)  # so that the paths can be seen
-        filled = axes.contourf(side, side, field, levels=20, cmap="gray", vmin=darkest)
-        axes.figure.colorbar(filled, ax=axes, location="bottom", ticks=MaxNLocator(4))
-        axes.plot(*pareto_set(201).T, color="#f0e442", linewidth=2.5, label="Pareto set")
-        axes.plot(*starts.T, "o", color="black", markersize=3, label="starts")
-        axes.set(title=title, xlabel="$x_1$", aspect="equal")
-    panels[0].set_ylabel("$x_2$")
-    for name, style in (("adam", ":"), ("famo", "-")):
-        if name in results:
-            for params, colour in zip(results[name].params, COLOURS, strict=False):
-                panels[0].plot(*params.T, style, color=colour, linewidth=1.4)
-            panels[0].plot([], [], style, color="black", label=f"{name}'s paths")
-    panels[0].set(xlim=(-10, 10), ylim=(-10, 10))
-
-
-def _draw_losses(axes: Axes, name: str, result: Result, sign: float) -> None:
-    axes.plot(*losses_of(pareto_set(201), sign).T, color=FRONT, linewidth=4, zorder=1)
-    for losses, end, colour in zip(result.losses, result.end_losses, COLOURS, strict=False):
-        axes.plot(*np.vstack([losses, end]).T, color=colour, zorder=3)
-        axes.plot(*losses[0], "o", color=colour, markersize=4, zorder=5)
-        axes.plot(*end, "*", color=colour, markeredgecolor="black", markeredgewidth=0.4, zorder=6)
-    axes.set_title(METHODS[name].description)
-
-
-def _draw_official(axes: Axes, params: Array, sign: float) -> None:
-    for each in params:
-        dots = losses_of(each[:: max(1, len(each) // 100)], sign)
-        axes.plot(*dots.T, ".", color="black", markersize=1.5, zorder=4)
-
-
-def _marks(has_reference: bool) -> list[Line2D]:
-    """What the panels of :func:`_draw_losses` show, for their legend."""
-    marks = [
-        Line2D([], [], color=FRONT, linewidth=4, label="Pareto front"),
-        Line2D([], [], color="black", label="path"),
-        Line2D([], [], color="black", linestyle="", marker="o", markersize=4, label="start"),
-        Line2D([], [], color="black", linestyle="", marker="*", label="end"),
-    ]
-    if has_reference:
-        marks.append(
-            Line2D(
-                [], [], color="black", linestyle="", marker=".", markersize=2, label="official code"
-            )
-        )
-    return marks
-
-
-def _draw_times(axes: Axes, results: Mapping[str, Result]) -> None:
-    seconds = [float(np.median(result.seconds)) for result in results.values()]
-    axes.plot(seconds, range(len(seconds)), "o", color="black", markersize=3)
-    for row, value in enumerate(seconds):
-        axes.annotate(f"{value:.2g}", (value, row), (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(seconds)), list(results))
-    axes.set_xscale("log")
-    axes.set_xlim(right=12 * max(seconds))
-    axes.invert_yaxis()
-    axes.set(title="running time", xlabel="seconds, all starts")
+        landscape.contourf(side, side, field, levels=20, cmap="gray", vmin=darkest)
+        landscape.plot(*pareto_set(201).T, color="#f0e442", linewidth=3)
+        for name, line in (("adam", ":"), ("famo", "-")):
+            for path, colour in zip(methods.get(name, {}).get("params", []), COLOURS, strict=False):
+                landscape.plot(*np.transpose(path), line, color=colour)
+        landscape.plot(*starts.T, "o", color="black", markersize=3)
+        landscape.set(xlim=(-10, 10), ylim=(-10, 10), xlabel="$x_1$", ylabel="$x_2$")
+        landscape.set_title("mean loss: paths of famo (adam dotted)")
+        for axes, name in zip(panels[1:], shown, strict=False):
+            own = methods[name]
+            axes.plot(*losses_of(pareto_set(201), sign).T, color=FRONT, linewidth=4)
+            ends = np.asarray(own["end_losses"])
+            for path, end, colour in zip(own["losses"], ends, COLOURS, strict=False):
+                axes.plot(*np.vstack([path, end]).T, color=colour, linewidth=1)
+                axes.plot(*end, "*", color=colour, markeredgecolor="black", markeredgewidth=0.4)
+            if "official" in own:
+                dots = losses_of(np.asarray(own["official"]["params"]), sign)
+                axes.plot(*dots.reshape(-1, 2).T, ".", color="black", markersize=1)
+            axes.set_title(f"{METHODS[name].description}")
+            axes.set(xlabel="$L_1$", ylabel="$L_2$")
+        for axes in panels[1 + len(shown) :]:
+            axes.set_axis_off()
+    return figure
 
 
 # --- The command ----------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the command line."""
-    described = "\n".join(f"  {name:16}{method.description}" for name, method in METHODS.items())
-    options = argparse.ArgumentParser(
-        prog="python -m famo_jax.experiments.toy",
-        description="The FAMO paper's toy problem.",
-        epilog=f"methods:\n{described}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = options.add_argument
-    add("--steps", type=_arguments.positive_int, metavar="N", help="of each trajectory (50000)")
-    add(
-        "--starts",
-        nargs="+",
-        default=["official"],
-        metavar="START",
-        help=f"{' or '.join(STARTS)}, or coordinates x1 x2 x1 x2 ... (official)",
-    )
-    add(
-        "--methods",
-        nargs="+",
-        type=_arguments.one_of(list(METHODS)),
-        default=list(METHODS),
-        metavar="NAME",
-        help="what to compare; adam, the baseline of the times, is always run (all)",
-    )
-    add(
-        "--sign",
-        choices=list(SIGNS),
-        default="plus",
-        help="of tanh(-x2) in f2: plus as in the official code, minus as in the paper (plus)",
-    )
-    add(
-        "--reference",
-        type=Path,
-        metavar="FILE",
-        help="trajectories of the official code to compare with (tests/data/toy_trajectories.npz)",
-    )
-    add("--out", type=Path, default=Path("results/toy"), help="output folder (%(default)s)")
-    add("--quick", action="store_true", help="1000 steps where not given")
-    return options
+def points_of(words: Sequence[str]) -> Array:
+    """The coordinates, ``[starts, 2]``."""
+    if len(words) == 1 and words[0] in STARTS:
+        return np.array(STARTS[words[0]])
+    return np.array([float(word) for word in words]).reshape(-1, 2)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked and complete. Exits with status 2 where one is bad."""
-    options_parser = parser()
-    options = options_parser.parse_args(arguments)
-    _arguments.check_distinct(options_parser, "--methods", options.methods)
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses starts that are none, and a reference that does not belong to the run."""
     options.methods = [name for name in METHODS if name in {"adam", *options.methods}]
-    options.steps = options.steps or (1000 if options.quick else 50_000)
-    options.points = _starts(options_parser, options.starts)
-    options.trajectories = {}
+    try:
+        points = points_of(options.starts)
+    except ValueError:
+        points = np.full((1, 2), np.nan)
+    if len(points) > MAX_STARTS or not np.all(np.abs(points) <= 10):
+        parser.error(
+            f"argument --starts: expected {' or '.join(STARTS)} or pairs of numbers from -10 to "
+            f"10, at most {MAX_STARTS}, got {' '.join(options.starts)!r}"
+        )
     if options.reference:
         if options.starts != ["official"] or options.sign != "plus":
-            options_parser.error(
+            parser.error(
                 "argument --reference: expected the official starts and sign, whose trajectories "
                 "it holds"
             )
         try:
-            options.trajectories = load_reference(options.reference)
+            load_reference(Path(options.reference))
         except ValueError as error:
-            options_parser.error(
+            parser.error(
                 f"argument --reference: expected trajectories of the official code, got "
                 f"{options.reference} ({error})"
             )
-    _arguments.output_folder(options_parser, "--out", options.out, "toy.png", "toy.json")
-    return options
 
 
-def _starts(options_parser: argparse.ArgumentParser, words: Sequence[str]) -> Array:
-    """The coordinates, ``[starts, 2]``."""
-    if len(words) == 1 and words[0] in STARTS:
-        return np.array(STARTS[words[0]])
-    try:
-        values = np.array([float(word) for word in words])
-    except ValueError:
-        values = np.array([np.nan])
-    if len(values) % 2 or len(values) > 2 * MAX_STARTS or not np.all(np.abs(values) <= 10):
-        options_parser.error(
-            f"argument --starts: expected {' or '.join(STARTS)} or pairs of numbers from -10 to "
-            f"10, at most {MAX_STARTS}, got {' '.join(words)!r}"
-        )
-    return values.reshape(-1, 2)
-
-
-@_arguments.command
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the study, prints its table, and writes ``toy.png`` and ``toy.json``."""
-    options = parse(arguments)
-    begin = time.perf_counter()
-    console = Console()
-    sign = SIGNS[options.sign]
-    results = {}
-    columns = SpinnerColumn(), TextColumn("{task.description:20}"), TimeElapsedColumn()
-    with Progress(*columns, console=console) as progress:
-        # One after the other: each has the machine to itself while its time is taken.
-        for name in options.methods:
-            row = progress.add_task(name, total=1)
-            results[name] = study(name, options.points, options.steps, sign)
-            progress.update(row, completed=1)
-        row = progress.add_task("Pareto front", total=1)
-        front = losses_of(pareto_set(100_001), sign)
-        searched = search_front(401 if options.quick else 1001, sign)
-        found = distance_to(front[::100], searched)
-        progress.update(row, completed=1)
-    summary = summarize(results, options.trajectories, options.steps, front)
-
-    console.print(table(summary, options.points))
-    if options.trajectories:
-        console.print(*agreement(summary, options.points), sep="\n")
-
-    figure_path, json_path = options.out / "toy.png", options.out / "toy.json"
-    draw(results, options.trajectories, options.points, options.steps, sign, figure_path)
-    seconds = time.perf_counter() - begin
-    _report.write_json(
-        json_path,
-        {
-            "settings": {
-                "steps": options.steps,
-                "starts": options.points,
-                "methods": options.methods,
-                "sign": options.sign,
-                "reference": options.reference and options.reference.name,
-                "quick": options.quick,
-                "out": str(options.out),
-            },
-            "environment": _report.environment(),
-            "axes": {
-                "distance": "starts; in loss space, where the Pareto front spans 1 by 1",
-                "params": "starts, points, coordinates",
-                "losses": "starts, points, tasks",
-                "task_weights": "starts, points, tasks",
-            },
-            "pareto_front": {
-                "params": pareto_set(101),
-                "losses": losses_of(pareto_set(101), sign),
-                "searched": {"points": len(searched), "largest_distance": found.max()},
-            },
-            "methods": summary,
-            "seconds": seconds,
-        },
-    )
-    console.print(
-        "Distances: in loss space, where the front spans 1 by 1. Times: all starts at once.",
-        *(["Nudged: our own, started 1e-6 beside in x1."] if options.trajectories else []),
-        f"{figure_path} and {json_path}, {seconds:.0f} s",
-        sep="\n",
-        highlight=False,
-    )
-
+STUDY = Study(
+    name="toy",
+    title="The FAMO paper's toy problem",
+    seconds=49,
+    full={
+        "steps": 50_000,
+        "starts": ["official"],
+        "methods": [*METHODS],
+        "sign": "plus",
+        "reference": "",
+    },
+    quick={"steps": 1000},
+    run=run,
+    summarize=summarize,
+    tables=tables,
+    pictures={"toy.png": draw},
+    options={
+        "starts": Option(
+            str,
+            f"{' or '.join(STARTS)}, or coordinates x1 x2 x1 x2 ...",
+            True,
+            "START",
+            distinct=False,
+        ),
+        "methods": _command.methods_option(
+            [*METHODS], "; adam, the baseline of the times, is always run"
+        ),
+        "sign": Option(
+            _command.one_of([*SIGNS]),
+            "of tanh(-x2) in f2: plus as in the official code, minus as in the paper",
+            metavar="SIGN",
+        ),
+        "reference": Option(
+            str,
+            "trajectories of the official code to compare with, such as "
+            "tests/data/toy_trajectories.npz",
+            metavar="FILE",
+        ),
+    },
+    epilog="methods:\n"
+    + "\n".join(f"  {name:16}{method.description}" for name, method in METHODS.items()),
+    check=check,
+    saves=False,
+)
+main = functools.partial(_command.main, STUDY)
 
 if __name__ == "__main__":
     main()

@@ -1,20 +1,17 @@
 """The forty attributes: what they say, how often, their losses and metrics, its files."""
 
-import contextlib
-import io
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss
 
-from famo_jax.experiments import _study, attributes, digits
+from famo_jax.experiments import _methods
+from famo_jax.experiments import attributes as study
+from famo_jax.experiments.problems import attributes, digits
 
 NAMES = ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
-AGGREGATION = [name for name, method in _study.METHODS.items() if method.aggregates]
-STEPS, SEEDS = 4, 2
+AGGREGATION = [name for name, method in _methods.METHODS.items() if method.aggregates]
 
 
 # --- Attributes -----------------------------------------------------------------------------------
@@ -88,8 +85,8 @@ def test_pictures_are_those_of_the_digits_and_attributes_are_true_of_them(pictur
 
 
 def test_held_out_pictures_show_every_attribute_and_pictures_differ():
-    two = attributes.load_data(steps=3, seeds=2, batch_size=8)
-    one = attributes.load_data(steps=3, seeds=1, batch_size=8)
+    two = attributes.load_data(steps=3, seeds=range(2), batch_size=8)
+    one = attributes.load_data(steps=3, seeds=range(1), batch_size=8)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, 0], b[:, 0]), one.train, two.train)
     assert len(np.unique(two.train.pixels.reshape(-1, 140), axis=0)) == 3 * 2 * 8
     for held_out in (two.validation, two.test):
@@ -129,43 +126,17 @@ def test_a_network_that_knows_nothing_errs_by_half_and_one_that_diverged_is_no_n
 # --- The command ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("attributes")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setenv("COLUMNS", "80")
-        attributes.main(["--quick", "--steps", str(STEPS), "--out", f"{folder}"])
-    return folder, out.getvalue(), json.loads((folder / "attributes.json").read_text("utf-8"))
-
-
-def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
-    _, printed, _ = whole_run
+def test_a_quick_run(tmp_path, run_study):
+    printed, summary = run_study("attributes", tmp_path, "--quick", "--steps", "4")
     assert "…" not in printed
-    lines = printed.partition("Means over")[0].splitlines()
-    for name in NAMES:
-        cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
-        logits = {"frozen": 1, "famo": 2, "famo-one-pass": 2}.get(name, 0)
-        assert len(cells) == 9 + logits  # with "±" by itself; gamma and the range if it has any
     assert "A step over that of ls, not trained: mgda" in printed
-
-
-def test_it_writes_every_figure(whole_run):
-    folder, _, written = whole_run
-    assert list(written["methods"]) == NAMES
-    tasks = list(attributes.ATTRIBUTES)
-    assert list(written["base_rates"]) == tasks
-    for name, figures in written["methods"].items():
-        variants = {"none": 1, "gamma": 1, "task": 40}[_study.METHODS[name].variants]
-        assert np.shape(figures["validation_by_seed"]) == (variants, 1, SEEDS, 40)
-        assert np.shape(figures["losses"]) == (STEPS, 40)
-        assert list(figures["test"]) == list(figures["change"]) == tasks
-        assert np.mean(list(figures["change"].values())) == pytest.approx(
-            figures["delta_m"], rel=1e-3, abs=1e-3
-        )
-        assert (figures["by_gamma"] is None) == (_study.METHODS[name].variants != "gamma")
-    ratios = written["step_relative_to_ls_of_methods_not_trained"]
+    assert list(summary["methods"]) == NAMES
+    rates = summary["problem"]["base_rates"]
+    assert list(rates) == list(attributes.ATTRIBUTES)
+    ratios = summary["step_relative_to_ls_of_methods_not_trained"]
     assert list(ratios) == AGGREGATION
-    assert all(ratio > 0 for ratio in ratios.values())
-    picture = (folder / "attributes.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert int.from_bytes(picture[16:20]) == 1700
+    changes, *_ = study.draw(summary).get_axes()
+    for line in changes.get_lines()[:-1]:
+        np.testing.assert_allclose(line.get_xdata(), list(rates.values()))
+        own = summary["methods"][line.get_label()]["change"]
+        np.testing.assert_allclose(line.get_ydata(), list(own.values()))

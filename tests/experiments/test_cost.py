@@ -1,6 +1,5 @@
 """The cost study: what is compared is what it says, stops are results, its files are complete."""
 
-import json
 from types import SimpleNamespace
 
 import jax
@@ -24,7 +23,8 @@ def test_every_method_of_the_library():
         if name.islower() and not name.endswith("_weights")
     }
     ours = set(cost.METHODS) - {"famo-one-pass", "famo-two-pass"}
-    assert offered - ours == {"stl"}  # a network for each task
+    # A network for each task, and what stands around another method.
+    assert offered - ours == {"stl", "log-losses", "periodic"}
     assert ours < offered
     assert set(cost.PEERS) < set(cost.METHODS)
 
@@ -220,46 +220,41 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cost, "NETWORKS", TINY)
 
 
-def test_quick(tmp_path, capsys):
-    cost.main(["--quick", "--rounds", "3", "--out", str(tmp_path / "new")])
-    report = json.loads((tmp_path / "new" / "cost.json").read_text())
-    assert report["settings"]["tasks"] == [2, 10]
-    assert report["environment"]["jax"] == jax.__version__
-    assert [result["num_tasks"] for result in report["results"]] == [2, 10]
-    for result in report["results"]:
-        assert set(result["figures"]) == {*cost.YARDSTICKS, *cost.QUICK["methods"]}
+def test_quick(tmp_path, run_study):
+    printed, summary = run_study("cost", tmp_path / "new", "--quick", "--rounds", "3")
+    assert [result["num_tasks"] for result in summary["results"]] == [2, 10]
+    for result in summary["results"]:
+        assert set(result["figures"]) == {*cost.YARDSTICKS, *cost.STUDY.quick["methods"]}
         for figures in result["figures"].values():
             assert figures["seconds"]["median"] > 0
             assert figures["temporary_bytes"] > 0
-        two_pass = result["figures"]["famo-two-pass"]
-        assert two_pass["timed"] == 3
-        assert two_pass["over_plain_and_forward"]["median"] > 0
+        assert result["figures"]["famo-two-pass"]["timed"] == 3
     assert (tmp_path / "new" / "cost.png").read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
     assert "over plain + forward" in printed
     assert "TorchJD was left out" in printed
     assert max(map(len, printed.splitlines())) <= 80
+    times, _ = cost.draw(summary).get_axes()
+    (line,) = (line for line in times.get_lines() if line.get_label() == "famo-two-pass")
+    own = [each["figures"]["famo-two-pass"]["over_plain"]["median"] for each in summary["results"]]
+    np.testing.assert_allclose(line.get_ydata(), own)
 
 
-def test_where_it_stops_is_a_result(tiny, tmp_path, capsys):
+def test_where_it_stops_is_a_result(tiny, tmp_path, run_study):
     """Nothing of the aggregation runs, and table, figure and JSON say so."""
     arguments = ["--tasks", "3", "--methods", "famo-two-pass", "graddrop", "--max-gib", "1e-7"]
-    cost.main([*arguments, "--rounds", "2", "--no-peers", "--out", str(tmp_path)])
-    report = json.loads((tmp_path / "cost.json").read_text())
-    for result in report["results"]:
+    more = [*arguments, "--network", "mlp", "conv", "--rounds", "2", "--peers", "no"]
+    printed, summary = run_study("cost", tmp_path, *more)
+    for result in summary["results"]:
         assert result["figures"]["graddrop"]["stopped"]["limit"] == "memory"
-        assert result["figures"]["graddrop"]["seconds"] is None
-    assert "GiB" in capsys.readouterr().out
+        assert "seconds" not in result["figures"]["graddrop"]
+    assert "GiB" in printed
 
 
-def test_one_method_alone(tiny, tmp_path, capsys):
+def test_one_method_alone(tiny, tmp_path, run_study):
     arguments = ["--tasks", "3", "--network", "mlp", "--methods", "famo-one-pass", "--scan", "3"]
-    cost.main([*arguments, "--rounds", "2", "--no-peers", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
+    printed, _ = run_study("cost", tmp_path, *arguments, "--rounds", "2", "--peers", "no")
     assert "one-pass / plain at most 1.02: " in printed
     assert "A call of ours makes 3 steps" in printed
-    assert json.loads((tmp_path / "cost.json").read_text())["settings"]["scan"] == 3
-    assert (tmp_path / "cost.png").stat().st_size > 1000
 
 
 def test_without_torchjd(monkeypatch):
@@ -281,12 +276,13 @@ def test_torchjd_trains_the_same_network(network, name):
     assert np.all(np.abs(losses[0, 0] - losses[-1, 0]) > 1e-2 * losses[0, 0])
 
 
-def test_torchjd_takes_turns(tiny, tmp_path, capsys):
+def test_torchjd_takes_turns(tiny, tmp_path, run_study):
     pytest.importorskip("torchjd")
-    arguments = ["--tasks", "3", "--network", "conv", "--rounds", "2", "--out", str(tmp_path)]
-    cost.main([*arguments, "--methods", "famo-two-pass", *cost.AGGREGATION])
-    (result,) = json.loads((tmp_path / "cost.json").read_text())["results"]
+    arguments = ["--tasks", "3", "--network", "conv", "--rounds", "2"]
+    more = ["--methods", "famo-two-pass", *cost.AGGREGATION]
+    printed, summary = run_study("cost", tmp_path, *arguments, *more)
+    (result,) = summary["results"]
     for name in ("plain", *cost.PEERS):
         assert result["figures"][f"torchjd-{name}"]["seconds"]["median"] > 0
     assert result["figures"]["torchjd-famo-two-pass"]["over_torchjd_plain"]["median"] > 0
-    assert "torchjd-nash-mtl" in capsys.readouterr().out
+    assert "torchjd-nash-mtl" in printed

@@ -1,9 +1,6 @@
 """The digits experiment: its pictures, its methods, its choice of settings, its command line."""
 
-import contextlib
-import io
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +8,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from famo_jax.experiments import _study, digits
+from famo_jax.experiments import _methods
+from famo_jax.experiments import digits as study
+from famo_jax.experiments.problems import digits
 
 STEPS, SEEDS = 6, 2
-RATES, GAMMAS = ["0.001", "0.003"], ["0", "0.01"]
+RATES, GAMMAS = [0.001, 0.003], [0.0, 0.01]
 
 
 # --- Pictures -------------------------------------------------------------------------------------
@@ -37,8 +36,8 @@ def test_splits_cover_the_digits_and_share_none():
 
 def test_held_out_pictures_show_no_digit_of_training():
     splits = digits.load_splits()
-    data = digits.load_data(steps=20, seeds=2, batch_size=32)
-    for pictures, split in zip(data, splits, strict=True):
+    data = digits.load_data(steps=20, seeds=range(2), batch_size=32)
+    for pictures, split in zip(data[:3], splits, strict=True):
         own = dict(zip(map(bytes, split.images), split.labels, strict=True))
         clean = np.asarray(pictures.clean).reshape(-1, 64)
         assert [own[bytes(digit)] for digit in clean] == np.ravel(pictures.left).tolist()
@@ -86,8 +85,8 @@ def test_noise_is_fresh_and_of_its_standard_deviation():
 
 
 def test_pictures_differ_by_step_and_seed_and_not_by_the_number_of_seeds():
-    two = digits.load_data(steps=3, seeds=2, batch_size=8)
-    one = digits.load_data(steps=3, seeds=1, batch_size=8)
+    two = digits.load_data(steps=3, seeds=range(2), batch_size=8)
+    one = digits.load_data(steps=3, seeds=range(1), batch_size=8)
     np.testing.assert_array_equal(one.train.pixels[:, 0], two.train.pixels[:, 0])
     np.testing.assert_array_equal(one.test.pixels, two.test.pixels)
     assert len(np.unique(two.train.pixels.reshape(-1, 140), axis=0)) == 3 * 2 * 8
@@ -104,7 +103,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda leaf: leaf[0], digits.init_params(1))
+    return jax.tree.map(lambda leaf: leaf[0], digits.PROBLEM.init([0])[0])
 
 
 def test_losses_span_orders_of_magnitude(params, pictures):
@@ -130,180 +129,176 @@ def test_losses_and_metrics_are_those_of_their_names(params, pictures, monkeypat
 
 
 def test_seeds_have_parameters_of_their_own():
-    kernels = [leaf for leaf in jax.tree.leaves(digits.init_params(2)) if leaf.ndim == 3]
+    kernels = [leaf for leaf in jax.tree.leaves(digits.PROBLEM.init([0, 1])[0]) if leaf.ndim == 3]
     assert sorted(kernel.shape for kernel in kernels) == [(2, 64, 85), (2, 96, 64), (2, 140, 96)]
     assert all(np.abs(kernel[0] - kernel[1]).max() > 0.1 for kernel in kernels)
 
 
 # --- The command ----------------------------------------------------------------------------------
 
-
-def run_main(folder, *arguments):
-    """What is printed, and what the JSON holds."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setenv("COLUMNS", "80")
-        digits.main(
-            [*arguments, "--steps", str(STEPS), "--seeds", str(SEEDS), "--out", f"{folder}"]
-        )
-    return out.getvalue(), json.loads((folder / "digits.json").read_text(encoding="utf-8"))
-
-
 # What runs by default, and one of each kind that does not.
 NAMES = [
     name
-    for name in _study.METHODS
-    if name in {*digits.FULL["methods"], "frozen-no-c", "dwa", "amortized-mgda", "nash-mtl"}
+    for name in _methods.METHODS
+    if name in {*study.FULL["methods"], "frozen-no-c", "dwa", "amortized-mgda", "nash-mtl"}
 ]
-GRID = ("--batch-size", "16", "--learning-rate", *RATES, "--gamma", *GAMMAS)
+GRID = ["--steps", f"{STEPS}", "--seeds", f"{SEEDS}", "--batch-size", "16"]
+GRID += ["--learning-rate", *map(str, RATES), "--gamma", *map(str, GAMMAS)]
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def whole_run(tmp_path_factory, run_study):
     folder = tmp_path_factory.mktemp("digits") / "new" / "folder"
-    return folder, *run_main(folder, *GRID, "--methods", *NAMES)
+    return folder, *run_study("digits", folder, *GRID, "--methods", *NAMES)
 
 
 def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
-    _, printed, written = whole_run
+    _, printed, summary = whole_run
     assert "…" not in printed
     lines = printed.partition("Means over")[0].splitlines()
     for name in NAMES:
         cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
         assert len(cells) in (11, 12)  # "±" stands by itself; gamma is empty for some
     differences = printed.partition("Differences of Δm, paired by seed")[2].splitlines()
-    (row,) = (line.split() for line in differences if line.split()[:1] == ["famo"])
-    against = written["methods"]["famo"]["against_si"]["delta_m"]
-    assert row[1].startswith(f"{against:+.{1 if abs(against) < 100 else 0}f}±")
+    methods = summary["methods"]
+    rows = {line.split()[0]: line.split()[1:] for line in differences if line.startswith("famo")}
+    # The columns are what their headers say: - si, - frozen, - two-pass, - one-pass.
+    for name, others in {
+        "famo": ["si", "frozen", "famo-one-pass"],
+        "famo-ema-no-c": ["si", "frozen", "famo-no-c", "famo-one-pass-no-c"],
+    }.items():
+        for cell, other in zip(rows[name], others, strict=True):
+            mean = methods[name]["against"][other]["mean"]
+            assert float(cell.partition("±")[0]) == pytest.approx(mean, abs=0.51)
 
 
-def test_it_writes_every_figure(whole_run):
-    folder, _, written = whole_run
-    assert list(written["methods"]) == NAMES
-    assert written["settings"] == {
-        "steps": STEPS,
-        "seeds": SEEDS,
-        "batch_size": 16,
-        "methods": NAMES,
-        "learning_rate": [0.001, 0.003],
-        "gamma": [0.0, 0.01],
-        "out": str(folder),
-        "quick": False,
-    }
-    assert set(written["environment"]) >= {"jax", "optax", "flax", "famo_jax", "device"}
-    assert written["sources"] == {"train": 1200, "validation": 297, "test": 300}
-    for name, figures in written["methods"].items():
-        variants = {"none": 1, "gamma": 2, "task": 4}[_study.METHODS[name].variants]
-        assert np.shape(figures["validation_by_seed"]) == (variants, 2, SEEDS, 4)
-        assert np.shape(figures["test_by_seed"]) == (SEEDS, 4)
-        assert np.shape(figures["losses"]) == (STEPS, 4)
-        assert list(figures["test"]) == [task.name for task in digits.TASKS]
-        assert figures["delta_m"] == pytest.approx(np.mean(figures["delta_m_by_seed"]), abs=1e-3)
-        assert 1 <= figures["mean_rank"] <= len(NAMES)
-        assert set(figures["learning_rate"]) <= {0.001, 0.003}
-        assert (figures["gamma"] in (0.0, 0.01)) == (variants == 2)
-        times = figures["step_seconds_of_one_network"]
-        assert 0 < times["q1"] <= times["median"] <= times["q3"]
-        assert figures["step_relative_to_ls"] > 0
+def test_the_time_of_a_step_is_over_that_of_ls(whole_run):
+    _, _, summary = whole_run
+    methods = summary["methods"]
+    ls = methods["ls"]["step_seconds_of_one_network"]["median"]
+    for name, figures in methods.items():
+        own = figures["step_seconds_of_one_network"]["median"] / ls
+        networks = 4 if name == "stl" else 1
+        assert figures["step_relative_to_ls"] == pytest.approx(networks * own, rel=1e-4)
+
+
+def test_summaries_recompute_from_the_arrays(whole_run):
+    folder, _, summary = whole_run
+    assert list(summary["methods"]) == NAMES
+    tests = {name: np.array(each["test_by_seed"]) for name, each in summary["methods"].items()}
+    baseline = tests["stl"].mean(axis=0)
+    with np.load(folder / "runs.npz") as arrays:
+        for name, figures in summary["methods"].items():
+            variants = {"stl": 4}.get(name, 2 if "gamma" in _methods.METHODS[name].takes else 1)
+            assert arrays[f"{name}/validation"].shape == (2 * variants, SEEDS, 4)
+            by_seed = 100 * np.mean(tests[name] / baseline - 1, axis=1)
+            np.testing.assert_allclose(figures["delta_m_by_seed"], by_seed, atol=1e-2)
+            assert figures["delta_m"]["mean"] == pytest.approx(by_seed.mean(), abs=1e-2)
+            if variants == 2:
+                scores = np.array(figures["validation_delta_m"]).reshape(2, 2)
+                for each, own in zip(figures["by_gamma"], scores, strict=True):
+                    assert own[RATES.index(each["learning_rate"])] == own.min()
+                chosen = GAMMAS.index(figures["gamma"]), RATES.index(figures["learning_rate"][0])
+                assert scores[chosen] == scores.min()
+                own = arrays[f"{name}/test"][2 * chosen[0] + chosen[1]]
+                np.testing.assert_allclose(tests[name], own, rtol=1e-4)
+            for other, against in figures["against"].items():
+                paired = by_seed - summary["methods"][other]["delta_m_by_seed"]
+                assert against["mean"] == pytest.approx(paired.mean(), abs=1e-2)
     picture = (folder / "digits.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert int.from_bytes(picture[16:20]) == 1700  # twice the width at which it is shown
 
 
-def test_summaries_recompute_from_the_figures_by_seed(whole_run):
-    _, _, written = whole_run
-    tests = {name: np.array(f["test_by_seed"]) for name, f in written["methods"].items()}
-    baseline = tests["stl"].mean(axis=0)
-    for name, figures in written["methods"].items():
-        by_seed = 100 * np.mean(tests[name] / baseline - 1, axis=1)
-        np.testing.assert_allclose(figures["delta_m_by_seed"], by_seed, atol=1e-2)
-        error = abs(by_seed[0] - by_seed[1]) / 2  # of two
-        assert figures["delta_m_se"] == pytest.approx(error, abs=1e-2)
-        for other in ("control", "ls", "si", "frozen", "two_pass", "one_pass"):
-            against = figures[f"against_{other}"]
-            if against:
-                other = np.array(written["methods"][against["method"]]["delta_m_by_seed"])
-                paired = np.mean(by_seed - other)
-                assert against["delta_m"] == pytest.approx(paired, abs=1e-2)
-                low, high = against["interval"]
-                assert (low + high) / 2 == pytest.approx(paired, abs=1e-2)
-                # Student's t of one degree of freedom, from a table
-                assert (high - low) / 2 == pytest.approx(12.706 * against["se"], abs=1e-2)
-
-
-def test_every_gamma_meets_the_test_at_the_rate_that_validation_chose(whole_run):
-    _, _, written = whole_run
-    for name, figures in written["methods"].items():
-        if _study.METHODS[name].variants != "gamma":
-            assert figures["by_gamma"] is None
-            continue
-        scores = np.array(figures["validation_delta_m"])
-        for each, gamma, own in zip(figures["by_gamma"], [0, 0.01], scores, strict=True):
-            assert each["gamma"] == gamma
-            assert each["learning_rate"] == [0.001, 0.003][np.argmin(own)]
-            assert each["validation_delta_m"] == pytest.approx(own.min())
-            assert each["logit_range"]["most"] >= each["logit_range"]["end"] > 0
-        chosen = next(each for each in figures["by_gamma"] if each["gamma"] == figures["gamma"])
-        assert chosen["delta_m"] == pytest.approx(figures["delta_m"])
-        assert chosen["logit_range"] == figures["logit_range"]
-
-
-def test_only_logits_have_a_range(whole_run):
-    _, _, written = whole_run
-    for name, figures in written["methods"].items():
-        if name in ("frozen", "frozen-no-c"):
-            assert figures["logit_range"] == {"end": 0, "most": 0}
-        elif figures["task_weights"] is None:
-            assert figures["logit_range"] is None
-        else:
-            assert figures["logit_range"]["most"] >= figures["logit_range"]["end"] > 0
-
-
-def test_every_method_starts_from_the_same_parameters_and_pictures(whole_run):
-    _, _, written = whole_run
-    first = [figures["losses"][0] for figures in written["methods"].values()]
+def test_methods_start_alike_and_only_learned_weights_move(whole_run):
+    _, _, summary = whole_run
+    methods = summary["methods"]
+    first = [figures["losses"][0] for figures in methods.values()]
     np.testing.assert_allclose(first, len(first) * [first[0]], rtol=1e-5)
-
-
-def test_frozen_weights_stay_equal_and_the_others_move(whole_run):
-    _, _, written = whole_run
-    for name, figures in written["methods"].items():
-        z = figures["task_weights"]
-        if name in ("frozen", "frozen-no-c"):
+    for name, figures in methods.items():
+        z = figures.get("task_weights")
+        if name.startswith("frozen"):
             np.testing.assert_array_equal(z, np.full((STEPS, 4), 0.25))
-        elif _study.METHODS[name].variants == "gamma":
+            assert figures["logit_range"] == {"end": 0, "most": 0, "mean": 0}
+        elif _methods.METHODS[name].has_logits:
             np.testing.assert_allclose(np.sum(z, axis=1), 1, rtol=1e-5)
-            assert np.ptp(z[-1]) > 1e-3
+            assert figures["logit_range"]["most"] >= figures["logit_range"]["end"] > 0
         else:
             assert z is None
-
-
-def test_frozen_without_c_is_si(whole_run):
-    _, _, written = whole_run
-    si, frozen = (written["methods"][name] for name in ("si", "frozen-no-c"))
+    # Without c frozen logits are the mean of the log losses.
+    si, frozen = methods["si"], methods["frozen-no-c"]
     np.testing.assert_allclose(frozen["losses"], si["losses"], rtol=1e-3)
-    assert frozen["learning_rate"] == si["learning_rate"]
 
 
-def test_a_run_repeats_whatever_runs_beside_it(whole_run, tmp_path):
-    _, _, written = whole_run
-    _, again = run_main(tmp_path, *GRID, "--methods", "famo-one-pass")
-    assert list(again["methods"]) == ["stl", "famo-one-pass"]  # the baseline is always run
-    for name, figures in again["methods"].items():
-        for key in ("losses", "test_by_seed", "validation_by_seed", "task_weights"):
-            assert figures[key] == written["methods"][name][key]
+def test_earlier_runs_are_shown_again_and_change_no_figure(whole_run, tmp_path, run_study):
+    folder, printed, _ = whole_run
+    _, _ = run_study("digits", tmp_path, "--from", str(folder))
+    for name in ("digits.json", "digits.png"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert not (tmp_path / "runs.npz").exists()
+    again, _ = run_study("digits", tmp_path, "--from", str(folder))
+    assert again in printed
 
 
-def test_a_run_that_diverges_is_reported_as_such(tmp_path):
-    printed, written = run_main(tmp_path, "--quick", "--learning-rate", "1e30", "--methods", "ls")
+def test_parts_join_to_the_whole(whole_run, tmp_path, run_study):
+    _, _, summary = whole_run
+    one = [*GRID[:2], *GRID[4:], "--seeds", "1"]
+    for index, methods in enumerate([["famo-one-pass"], ["famo-one-pass", "ls"]]):
+        more = ["--first-seed", str(index), "--methods", *methods]
+        run_study("digits", tmp_path / str(index), *one, *more)
+    run_study("digits", tmp_path / "2", *one, "--methods", "ls")
+    parts = [str(tmp_path / str(index)) for index in range(3)]
+    _, joined = run_study("digits", tmp_path / "joined", "--from", *parts)
+    assert list(joined["methods"]) == ["stl", "ls", "famo-one-pass"]
+    for name, figures in joined["methods"].items():
+        whole = summary["methods"][name]
+        np.testing.assert_allclose(figures["test_by_seed"], whole["test_by_seed"], rtol=1e-4)
+        assert figures["delta_m"]["mean"] == pytest.approx(whole["delta_m"]["mean"], rel=1e-4)
+
+
+def test_other_settings_are_shown_side_by_side(whole_run, tmp_path, run_study):
+    folder, _, _ = whole_run
+    few = [*GRID, "--methods", "ls"]
+    run_study("digits", tmp_path / "other", *few, "--steps", "5")
+    out = tmp_path / "both"
+    printed, _ = run_study("digits", out, "--from", str(folder), str(tmp_path / "other"))
+    assert printed.count("Means over 2 seeds") == 2
+    assert (out / "2" / "digits.json").exists()
+
+
+def test_a_picture_shows_what_its_titles_say(whole_run):
+    _, _, summary = whole_run
+    figure = study.draw(summary)
+    panels = figure.get_axes()
+    for task, axes in enumerate(panels[:4]):
+        assert axes.get_title(loc="left") == digits.TASKS[task].loss
+        for line in axes.get_lines():
+            expected = np.array(summary["methods"][line.get_label()]["losses"])[:, task]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+            assert line.get_color() == _methods.METHODS[line.get_label()].colour
+    weights = np.array(summary["methods"]["famo-ema-no-c"]["task_weights"])
+    for line, curve in zip(panels[4].get_lines(), weights.T, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), curve)
+    shown = [name for name in summary["methods"] if name != "stl"]
+    dots = [line for line in panels[5].get_lines() if line.get_marker() == "o"]
+    assert [label.get_text() for label in panels[5].get_yticklabels()] == shown
+    for name, dot in zip(shown, dots, strict=True):
+        assert dot.get_xdata() == [summary["methods"][name]["delta_m"]["mean"]]
+
+
+def test_a_run_that_diverges_is_reported_as_such(tmp_path, run_study):
+    printed, summary = run_study(
+        "digits", tmp_path, "--quick", "--steps", "20", "--learning-rate", "1e30", "--methods", "ls"
+    )
     assert "nan" in printed
-    assert written["methods"]["ls"]["delta_m"] is None
+    assert np.isnan(summary["methods"]["ls"]["delta_m"]["mean"])
 
 
 def test_help_lists_every_method(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        digits.main(["--help"])
+        study.main(["--help"])
     assert exit_info.value.code == 0
     printed = capsys.readouterr().out
-    for name, method in _study.METHODS.items():
+    for name, method in _methods.METHODS.items():
         assert f"  {name} " in printed
         assert method.description in printed

@@ -1,18 +1,13 @@
-"""The gamma experiment: where logits rest, its forms of decay, its choices, its command line."""
-
-import itertools
-import json
-import math
+"""The gamma study: where logits rest, its scales of gamma, its choices, its command line."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.optimize
 
-import famo_jax
-from famo_jax.experiments import digits, gamma
+from famo_jax.experiments import _methods, gamma
+from famo_jax.experiments.problems import digits, waves
 
 # --- The logits at rest ---------------------------------------------------------------------------
 
@@ -32,8 +27,7 @@ def fixed_point(decrease, decay, num_tasks):
 
 @pytest.mark.parametrize(("num_tasks", "step_size", "decay"), [(2, 1e-3, 1e-3), (5, 1e-2, 3e-3)])
 def test_logits_come_to_rest_where_a_root_finder_says(num_tasks, step_size, decay):
-    setting = gamma.setting("paper", decay)
-    logits = jax.jit(lambda: gamma.rest(num_tasks, setting, step_size, 6000))()
+    logits = jax.jit(lambda: gamma.rest(num_tasks, decay, step_size, 6000))()
     decrease = np.asarray(gamma.decreases(num_tasks, step_size), np.float64)
     expected = fixed_point(decrease, decay, num_tasks)
     np.testing.assert_allclose(logits, expected, atol=0.01 * np.ptp(expected))
@@ -48,138 +42,54 @@ def test_decreases_are_spread_ninefold_around_the_step_size():
         np.testing.assert_allclose(decrease.mean(), 1e-3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["adamw", "normalized"])
-def test_forms_without_units_rest_alike_whatever_the_size_of_a_step(form):
-    rest = jax.jit(
-        jax.vmap(lambda size: gamma.rest(10, gamma.setting(form, 1.0), size, 3000)),
-    )
-    small, large = np.ptp(rest(jnp.array([3e-4, 3e-3])), axis=1)
-    assert small == pytest.approx(large, rel=0.05)
-    paper = jax.jit(jax.vmap(lambda size: gamma.rest(10, gamma.setting("paper", 1e-3), size, 3000)))
-    small, large = np.ptp(paper(jnp.array([3e-4, 3e-3])), axis=1)
-    assert large / small == pytest.approx(10, rel=0.25)  # in proportion to the step
+# --- Choices --------------------------------------------------------------------------------------
 
 
-def test_adamw_rests_at_the_inverse_of_gamma():
-    # Constant delta: Adam's normalised one is its sign, so |xi| = 1 / gamma.
-    logits = jax.jit(lambda: gamma.rest(2, gamma.setting("adamw", 2.0), 1e-3, 3000))()
-    np.testing.assert_allclose(sorted(logits), [-0.5, 0.5], rtol=0.02)
+def synthetic(settings, seeds, values):
+    """Validation and test metrics ``[settings, seeds, K]`` from functions of both."""
+    shape = len(settings), seeds, digits.K
+    of = {split: np.ones(shape) for split in ("validation", "test")}
+    for split, seed, value in values:
+        of[split][:, seed] = np.reshape(value, (-1, 1))
+    return of
 
 
-# --- Forms ----------------------------------------------------------------------------------------
+def test_settings_are_chosen_by_other_seeds_than_those_that_report():
+    settings = [{"gamma": g, "logits_rate": 0.025, "learning_rate": 1e-2} for g in (0.0, 1e-3)]
+    rates = [{"learning_rate": rate} for rate in gamma.MODEL_RATES]
+    both = [*((split, seed, [1.0, 2.0]) for split in ("validation", "test") for seed in (0, 1)),
+            *((split, 2, [2.0, 1.0]) for split in ("validation", "test"))]  # fmt: skip
+    stl = synthetic(4 * rates, 3, [])
+    arrays = {"batch 8 stl": stl, "batch 8 si": synthetic(rates, 3, [])}
+    arrays["batch 8 frozen"] = synthetic([{}], 3, [])
+    arrays |= {f"batch 8 {name}": synthetic(settings, 3, both) for name in gamma.NAMES}
+    arms = {name: {"settings": settings} for name in arrays}
+    runs = gamma.Runs({"arms": arms}, arrays)
+    for row in gamma.summarize_digits(runs, 8, seeds=2):
+        assert row["minus_control"]["gamma"] == 1e-3  # the best of seed 2
+        assert row["delta_m"]["mean"] == pytest.approx(100)  # by seeds 0 and 1
 
 
-def run_forms(tx, losses):
-    state = tx.init(None)
-    for before, after in itertools.pairwise(losses):
-        _, state = tx.update((), state, losses=before, new_losses=after)
-    return state.logits
-
-
-@pytest.mark.parametrize(
-    ("setting", "recipe"),
-    [
-        (gamma.setting("paper", 0.1, 0.05), famo_jax.famo(3, learning_rate=0.05, weight_decay=0.1)),
-        (
-            gamma.setting("paper/K", 0.1, 0.05),
-            famo_jax.famo(3, learning_rate=0.05, weight_decay=0.1 / 3),
-        ),
-        (
-            gamma.setting("adamw", 0.5, 0.05),
-            famo_jax.famo(3, weight_decay=0.0, optimizer=optax.adamw(0.05, weight_decay=0.5)),
-        ),
-        (
-            gamma.setting("normalized", 0.5, 0.05),
-            famo_jax.famo(
-                3,
-                weight_decay=0.5,
-                optimizer=None,
-                learning_rate=0.05,
-            ),
-        ),
-    ],
-    ids=["paper", "paper/K", "adamw", "normalized"],
-)
-def test_a_setting_is_the_recipe_of_its_name(setting, recipe):
-    losses = jnp.exp(jax.random.normal(jax.random.key(0), (20, 3)))
-    found = run_forms(gamma.weighting(3, setting), losses)
-    if setting.form == list(gamma.FORMS).index("normalized"):
-        # By hand: delta over its root mean square, then decay, then Adam.
-        adam = optax.adam(0.05)
-        expected, state = np.zeros(3), adam.init(jnp.zeros(3))
-        for before, after in itertools.pairwise(np.asarray(losses, np.float64)):
-            z = scipy.special.softmax(expected)
-            change = np.log(before) - np.log(after)
-            delta = z * (change - z @ change)
-            delta /= np.sqrt(np.mean(delta**2))
-            updates, state = adam.update(jnp.asarray(delta + 0.5 * expected), state)
-            expected = expected + np.asarray(updates, np.float64)
-    else:
-        expected = run_forms(recipe, losses)
-    assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-
-
-# --- Digits ---------------------------------------------------------------------------------------
-
-
-def test_frozen_logits_weigh_all_tasks_alike_and_others_do_not():
-    data = digits.load_data(steps=4, seeds=2, batch_size=8)
-    settings = [gamma.FROZEN, gamma.setting("paper", 0.0, 0.1)]
-    cell = gamma.Cell(8, "two-pass", "harmonic")
-    params = digits.init_params(2)
-    outcome = gamma.train_cell(cell, settings, 1e-2, params, data)
-    assert outcome.test.shape == (2, 2, digits.K)
-    np.testing.assert_array_equal(outcome.spread[0], 0)  # so that z = 1/K in every step
-    assert np.all(outcome.spread[1] > 0.1)
-
-    # Frozen without a normaliser is the mean of the log losses, another method of the library.
-    frozen = gamma.train_cell(gamma.Cell(8, "one-pass", None), settings[:1], 1e-2, params, data)
-    one = jax.tree.map(lambda leaf: leaf[0], params)
-    own = data._replace(train=jax.tree.map(lambda leaf: leaf[:, 0], data.train))
-    si = jax.jit(
-        lambda params: gamma.train(
-            gamma.DIGITS, famo_jax.weighting.si(), "harmonic", False, jnp.array(1e-2), params, own
-        )
-    )(one)
-    np.testing.assert_allclose(frozen.test[0, 0], si.test, rtol=0.02, atol=0.2)
-
-
-def test_validation_alone_chooses():
-    settings = gamma.digits_settings([0.0, 1e-3], [0.025])
-    stl = np.ones(digits.K)
-    reference = gamma.Reference(1e-2, [1e-2] * digits.K, stl, stl, np.zeros(2), np.zeros(2))
-    cell = gamma.Cell(8, "one-pass", None)
-    best = settings.index(gamma.setting("paper", 1e-3))
-    validation = np.full((len(settings), 2, digits.K), 2.0)
-    validation[best] = 1.5
-    for seed in range(3):  # whatever the test says
-        test = np.random.default_rng(seed).uniform(1, 3, validation.shape)
-        outcome = gamma.Outcome(validation, test, np.zeros((len(settings), 2)))
-        (figures,) = gamma.summarize_digits({cell: outcome}, {8: reference}, settings)
-        tuned = figures["tuned"]
-        assert (tuned["gamma"], tuned["rate"]) == (1e-3, 0.025)
-        assert tuned["delta_m"] == pytest.approx(100 * (test[best].mean() - 1), rel=1e-5)
-        paired = 100 * (test[best] - test[0]).mean(axis=-1)
-        assert tuned["minus_frozen"]["mean"] == pytest.approx(paired.mean(), rel=1e-4)
-        half = 12.7062 * paired.std(ddof=1) / math.sqrt(2)  # Student's t, 1 degree of freedom
-        low, high = tuned["minus_frozen"]["interval"]
-        assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
-
-
-def test_a_diverged_setting_is_never_chosen():
-    assert gamma.choose(np.array([[np.nan, 0.0], [2.0, 2.0], [np.inf, 0.0]])) == 1
+def test_a_scale_over_k_is_gamma_over_k():
+    losses = jnp.exp(jax.random.normal(jax.random.key(0), (2, 3)))
+    logits = []
+    for scale, value in (("gamma", 0.1), ("gamma/K", 0.3)):
+        tx = gamma.with_scale("two-pass", scale).make(3, gamma=value)
+        state = tx.init(None)._replace(logits=jnp.array([0.5, 0.0, -0.5]))
+        for _ in range(3):
+            _, state = tx.update((), state, losses=losses[0], new_losses=losses[1])
+        logits.append(state.logits)
+    np.testing.assert_allclose(*logits, rtol=1e-5)
 
 
 # --- Regressions ----------------------------------------------------------------------------------
 
 
 def test_regressions_are_noisy_only_in_training_and_share_their_tasks():
-    clean = gamma.make_waves(jax.random.key(0), 3, noise=0.0)
-    noisy = gamma.make_waves(jax.random.key(0), 3, noise=0.1)
+    clean = waves.make_waves(jax.random.key(0), 3, noise=0.0)
+    noisy = waves.make_waves(jax.random.key(0), 3, noise=0.1)
     np.testing.assert_array_equal(clean.x, noisy.x)
     assert np.std(noisy.y - clean.y) == pytest.approx(0.1, rel=0.05)
-    assert np.abs(clean.y).max() <= 1
     # A line through a sine: the higher its frequency, the less of it there is.
     unexplained = []
     for y in np.asarray(clean.y).T:
@@ -191,36 +101,16 @@ def test_regressions_are_noisy_only_in_training_and_share_their_tasks():
 # --- The command line -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gamma")
-    gamma.main(["--quick", "--steps", "10", "--gamma", "0", "1e-3", "--out", str(folder)])
-    return folder
-
-
-def test_quick_run_is_complete(quick):
-    def refuse(constant):
-        raise AssertionError(constant)
-
-    results = json.loads((quick / "gamma.json").read_text("utf-8"), parse_constant=refuse)
-    assert results["settings"]["steps"] == 10
-    assert set(results["environment"]) >= {"jax", "optax", "famo_jax", "device"}
-    cells = [(each["mode"], each["normalizer"]) for each in results["digits"]]
-    assert cells == list(itertools.product(["one-pass", "two-pass"], ["harmonic", None]))
-    for each in results["digits"]:
-        scores = np.array(each["test_delta_m_by_seed"], float)
-        assert scores.shape == (len(each["settings"]), 2)
-        assert np.all(np.isfinite(scores))
-        assert each["settings"][0]["rate"] == 0
-        assert each["logits_range"][0] == 0
-        assert set(each["untuned"]) == {"default", "paper", "adamw", "normalized"}
-        assert each["frozen"]["delta_m"] == pytest.approx(scores[0].mean(), rel=1e-4)
-    rests = {(r["num_tasks"], r["form"], r["step_size"]) for r in results["constant_rates"]}
-    assert rests == set(itertools.product([2, 10], gamma.FORMS, gamma.STEP_SIZES))
-    waves = {(r["num_tasks"], r["mode"], r["form"], r["chosen"]) for r in results["regressions"]}
-    assert waves == set(itertools.product([2, 10], gamma.MODES, gamma.FORMS, ["for all", "here"]))
-
-
-def test_quick_run_draws(quick):
-    for name in ("gamma.png", "gamma_batches.png", "gamma_scaling.png"):
-        assert (quick / name).read_bytes().startswith(b"\x89PNG")
+def test_a_quick_run(tmp_path, run_study):
+    arguments = ["--quick", "--steps", "10", "--gamma", "0", "1e-3", "--tasks", "2"]
+    printed, summary = run_study("gamma", tmp_path, *arguments)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert [row["form"] for row in summary["digits"]] == list(gamma.NAMES)
+    assert {row["scale"] for row in summary["waves"]} == set(gamma.SCALES)
+    (axes,) = gamma.draw_digits(summary).get_axes()
+    for row, bars in zip(summary["digits"], axes.containers, strict=True):
+        line = bars.lines[0]
+        means = [each["mean"] for each in row["validation_minus_control"]]
+        np.testing.assert_allclose(line.get_ydata(), means)
+        assert line.get_color() == _methods.METHODS[row["form"]].colour
+    assert (tmp_path / "gamma_scaling.png").read_bytes().startswith(b"\x89PNG")

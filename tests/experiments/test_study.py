@@ -1,164 +1,169 @@
-"""What the studies share: one training step, the choice on validation, the summaries."""
+"""What the studies share: one training step, streams, choices, means."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from famo_jax.experiments import _report, _study, digits
+import famo_jax
+from famo_jax.experiments import _methods, _statistics, _train
+from famo_jax.experiments.problems import _problem
+
+# --- A tenth study: two regressions with batch norm and dropout, streamed -------------------------
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    return digits.compose(jax.random.key(0), digits.load_splits().train, 256)
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(3, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+        self.heads = nnx.Linear(16, 2, rngs=rngs)
+
+    def __call__(self, x, rngs=None):
+        return self.heads(self.dropout(jnp.tanh(self.norm(self.hidden(x))), rngs=rngs))
 
 
-@pytest.fixture(scope="module")
-def params():
-    return jax.tree.map(lambda leaf: leaf[0], digits.init_params(1))
+GRAPH = nnx.graphdef(nnx.eval_shape(lambda: Network(nnx.Rngs(0))))
+
+
+def init(seeds):
+    def one(key):
+        return nnx.split(Network(nnx.Rngs(key)), nnx.Param, ...)[1:]
+
+    return jax.vmap(one)(jax.vmap(jax.random.key)(jnp.asarray(seeds)))
+
+
+def losses(params, state, batch, key):
+    model = nnx.merge(GRAPH, params, state, copy=True)
+    model.train()
+    errors = jnp.mean((model(batch["x"], nnx.Rngs(key)) - batch["y"]) ** 2, axis=0)
+    return errors, nnx.state(model, nnx.Not(nnx.Param))
+
+
+def metrics(params, state, batch):
+    model = nnx.merge(GRAPH, params, state, copy=True)
+    model.eval()
+    return jnp.mean(jnp.abs(model(batch["x"]) - batch["y"]), axis=0)
+
+
+def rows(first, last, seeds=2, size=16):
+    """A stream: what is not asked for is never in memory."""
+    batches = []
+    for step in range(first, last):
+        x = np.random.default_rng(step).normal(size=(seeds, size, 3)).astype(np.float32)
+        batches.append({"x": x, "y": np.stack([x[..., 0], 30 * x[..., 1] + 9], axis=-1)})
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def load_data(steps, seeds, batch_size):
+    held_out = jax.tree.map(lambda leaf: leaf[0, 0], rows(10**6, 10**6 + 1, size=200))
+    return _problem.Data(rows, held_out, held_out, epoch=20)
+
+
+TASKS = tuple(_problem.Task(name, name, name, 2) for name in ("small", "large"))
+TENTH = _problem.Problem(TASKS, load_data, init, losses, metrics)
+
+
+def arm_of(name, rate, steps=60, **more):
+    method = _methods.METHODS[name]
+    settings = [{"learning_rate": rate} | ({"gamma": 1e-3} if method.takes else {})]
+    return _train.Arm("a", TENTH, load_data(steps, [0, 1], 16), steps, method, settings, [0, 1],
+                      **more)  # fmt: skip
+
+
+def test_both_passes_see_the_same_masks():
+    """At a learning rate of 0 the losses do not change, so the logits do not move."""
+    assert _train.train(arm_of("famo", 0.0))["logit_range"].max() < 1e-5
+    assert _train.train(arm_of("famo", 1e-2))["logit_range"].min(initial=9) > 1e-3
+
+
+def test_epochs_are_one_training():
+    one = _train.train(arm_of("famo", 1e-2)._replace(data=load_data(60, 0, 0)._replace(epoch=60)))
+    streamed = _train.train(arm_of("famo", 1e-2))
+    for name, values in streamed.items():
+        np.testing.assert_allclose(values, one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_of_the_batches_and_masks_by_step_are_carried():
+    metrics = _train.train(arm_of("famo", 3e-2, steps=200))["test"]
+    assert metrics[0, :, 1].max() < 15  # from 24 without them
+    losses = _train.train(arm_of("ls", 0.0, steps=4))["losses"][0, 0]
+    assert len(np.unique(losses[:, 0])) == 4
 
 
 # --- Methods --------------------------------------------------------------------------------------
 
 
-def one_step(name, params, pictures, variant=0.0):
-    init, step = _study.training_step(
-        digits.PROBLEM, _study.METHODS[name], 1e-2, jnp.asarray(variant)
-    )
-    return jax.jit(lambda params: step(init(params), pictures))(params)
-
-
-@pytest.mark.parametrize(
-    ("name", "variant", "scalar"),
-    [
-        ("ls", 0.0, jnp.mean),
-        ("si", 0.0, lambda losses: jnp.mean(jnp.log(losses))),
-        ("stl", 2, lambda losses: losses[2]),
-        ("frozen-no-c", 0.0, lambda losses: jnp.mean(jnp.log(losses))),
-        ("frozen", 0.0, lambda losses: jax.lax.stop_gradient(4 / jnp.sum(1 / losses))
-         * jnp.mean(jnp.log(losses))),
-    ],
-)  # fmt: skip
-def test_a_step_is_adam_on_the_gradient_of_a_scalar(name, variant, scalar, params, pictures):
-    (after, _), trace = one_step(name, params, pictures, variant)
-    grads = jax.grad(lambda params: scalar(digits.task_losses(params, pictures)))(params)
-    updates, _ = optax.adam(1e-2).update(grads, optax.adam(1e-2).init(params))
-    expected = optax.apply_updates(params, updates)
-    # Adam's first step is the gradient's sign: it is what a gradient near 0 does that may differ.
-    for leaf, leaf_ in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
-        assert np.mean(np.abs(leaf - leaf_) > 1e-4) < 1e-3
-    np.testing.assert_allclose(trace.losses, digits.task_losses(params, pictures), rtol=1e-5)
-
-
-def test_smooth_c_is_the_geometric_mean_of_recent_c(params, pictures):
-    (_, opt_state), _ = one_step("famo", params, pictures)
-    (_, smooth_state), _ = one_step("famo-smooth-c", params, pictures)
-    (adam, _), _ = opt_state
-    _, (smooth_adam, _), _ = smooth_state
-    chex.assert_trees_all_close(smooth_adam.mu, adam.mu, rtol=1e-3, atol=1e-7)
-
-    tx = _study.scale_by_smooth_c(0.9)
+def logits_after(name, changes):
+    tx = _methods.METHODS[name].make(2, gamma=1e-3)
     state = tx.init(None)
-    ones, state = tx.update(jnp.ones(2), state, log_c=jnp.log(4.0))
-    np.testing.assert_allclose(ones, 4, rtol=1e-5)  # there is nothing else to average
-    ones, state = tx.update(jnp.ones(2), state, log_c=jnp.log(1.0))
-    np.testing.assert_allclose(ones, 4 ** (0.9 / 1.9), rtol=1e-5)
+    for change in changes:
+        _, state = tx.update((), state, losses=jnp.exp(change), new_losses=jnp.ones(2))
+    return state
 
 
-def test_two_pass_sees_the_change_of_its_own_step(params, pictures):
-    (after, _), trace = one_step("famo", params, pictures)
-    drop = trace.losses / digits.task_losses(after, pictures)
-    # Adam's first step on the logits: up for the tasks that fell less than the mean, else down.
-    z = trace.task_weights
-    assert np.all((z > 0.25) == (np.log(drop) < np.mean(np.log(drop))))
-    (_, _), trace = one_step("famo-one-pass", params, pictures)
-    np.testing.assert_allclose(trace.task_weights, 0.25, rtol=1e-6)
+def test_forms_of_famo_are_what_their_names_say():
+    """Smoothed, and with c or without."""
+    changes = jnp.array([[0.5, -0.5], [-0.5, 0.5], [0.3, -0.2], [-0.5, 0.1]])
+    plain = logits_after("famo-one-pass", changes).logits
+    for name in ("famo-ema", "famo-ema-no-c"):
+        assert np.abs(logits_after(name, changes).logits - plain).max() > 1e-3
+    for name, method in _methods.METHODS.items():
+        if method.has_logits and name.startswith(("famo", "frozen")):
+            gamma = {"gamma": 1e-3} if method.takes else {}
+            weights = famo_jax.loss_weights(
+                jnp.array([2.0, 4.0]), method.make(2, **gamma).init(None)
+            )
+            expected = (2 / 3, 1 / 3) if not name.endswith("-no-c") else (1 / 4, 1 / 8)
+            np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
-# --- Choice and summaries -------------------------------------------------------------------------
-
-
-def test_standard_error_by_hand():
-    assert _report.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)
-    assert np.isnan(_report.standard_error(np.array([1.0])))
-
-
-def synthetic_run(validation, task_weights=None):
-    """A run whose validation metrics [variants, rates, seeds, K] are given; test is 100 more."""
-    validation = np.asarray(validation, float)
-    losses = np.broadcast_to(validation[..., None, :], (*validation.shape[:-1], 5, digits.K))
-    return _study.Run(_study.Trace(losses, task_weights), validation, validation + 100)
-
-
-def test_single_task_learning_chooses_a_rate_for_each_task():
-    validation = np.full((4, 3, 2, 4), 50.0)
-    for task, rate in enumerate([2, 0, 1, 1]):
-        validation[task, rate, :, task] = [1.0, 3.0]  # its own task
-        validation[task, :, :, (task + 1) % 4] = 0.0  # a task that this network was not trained on
-    validation[3, 2, 0, 3] = np.nan  # a seed that diverged excludes the setting
-    validation[3, 2, 1, 3] = -100.0
-    run = synthetic_run(validation)
-    rates = [0.1, 0.2, 0.3]
-    stl = _study.select(digits.TASKS, _study.METHODS["stl"], run, rates, [0.0], None)
-    assert stl.learning_rate == (0.3, 0.1, 0.2, 0.2)
-    np.testing.assert_array_equal(stl.test, np.repeat([[101.0], [103.0]], 4, axis=1))
-    np.testing.assert_array_equal(stl.losses, np.tile([[[1.0] * 4, [3.0] * 4]], (5, 1, 1)))
-    np.testing.assert_array_equal(_study.baseline_of(stl, rates), 4 * [2.0])
-
-
-def test_the_least_delta_m_on_validation_chooses_rate_and_gamma():
-    validation = np.full((2, 3, 2, 4), 8.0)
-    validation[1, 0] = [[4.0, 8, 8, 8], [2.0, 8, 8, 8]]
-    validation[0, 2] = [[4.0, 8, 8, 8], [4.0, 8, 8, 8]]
-    validation[0, 1] = np.inf
-    run = synthetic_run(validation, task_weights=np.full((2, 3, 2, 5, 4), 0.25))
-    result = _study.select(
-        digits.TASKS,
-        _study.METHODS["famo"],
-        run,
-        [0.1, 0.2, 0.3],
-        [0.0, 0.5],
-        np.array([1.0, 9, 9, 9]),
+def test_dwa_looks_back_25_steps():
+    state = _methods.METHODS["dwa"].make(2).init(None)
+    assert any(25 in np.shape(leaf) or 50 in np.shape(leaf) for leaf in jax.tree.leaves(state)) or (
+        state != optax.EmptyState()
     )
-    assert result.learning_rate == (0.1,)
-    assert result.gamma == 0.5
-    np.testing.assert_array_equal(result.test, 100 + validation[1, 0])
-    assert result.losses.shape == result.task_weights.shape == (5, 2, 4)
 
 
-# --- Summaries ------------------------------------------------------------------------------------
-
-
-def test_a_higher_metric_that_is_better_wins():
-    tasks = [digits.TASKS[0], digits.TASKS[1]._replace(higher_is_better=True)]
-    assert _study.delta_m(tasks, np.array([11.0, 8.0]), np.array([10.0, 10.0])) == pytest.approx(15)
-    changes = _study.changes(tasks, np.array([11.0, 8.0]), np.array([10.0, 10.0]))
-    np.testing.assert_allclose(changes, [10, 20], rtol=1e-5)
-    validation = np.zeros((2, 2, 1, 2))  # [tasks, rates, seeds, tasks]
-    validation[0, :, 0, 0], validation[1, :, 0, 1] = [3.0, 5.0], [3.0, 5.0]
-    run = _study.Run(_study.Trace(np.ones((2, 2, 1, 3, 2)), None), validation, validation)
-    stl = _study.select(tasks, _study.METHODS["stl"], run, [0.1, 0.2], [0.0], None)
-    assert stl.learning_rate == (0.1, 0.2)
+# --- Statistics -----------------------------------------------------------------------------------
 
 
 def test_the_interval_is_students():
     # n = 3, mean 2, standard deviation 1; 4.303 is the table's t for 2 degrees of freedom.
-    low, high = _study.interval(np.array([1.0, 2.0, 3.0]))
-    assert [low, high] == pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5], abs=1e-3)
-    assert np.isnan(_study.interval(np.array([1.0]))).all()
+    found = _statistics.estimate([1.0, 2.0, 3.0])
+    half = 4.303 / 3**0.5
+    assert [found["low"], found["high"]] == pytest.approx([2 - half, 2 + half], abs=1e-3)
+    assert found["se"] == pytest.approx(3**-0.5)
+    alone = _statistics.estimate([1.0])
+    assert alone["mean"] == 1
+    assert np.isnan([alone["se"], alone["low"], alone["high"]]).all()
 
 
-def test_the_range_of_the_logits_is_seen_through_softmax():
-    logits = np.array([[0.0, 3.0, 1.0], [0.0, 1.5, 1.0]])  # [steps, K], ranges 3 and 1.5
-    z = np.asarray(jax.nn.softmax(logits))
-    validation = np.ones((1, 1, 2, 3))
-    run = _study.Run(
-        _study.Trace(np.ones((1, 1, 2, 2, 3)), np.broadcast_to(z, (1, 1, 2, 2, 3))),
-        validation,
-        validation,
+def test_delta_m_and_ranks_are_the_librarys():
+    values = np.random.default_rng(0).uniform(1, 2, (5, 4))
+    higher = np.array([True, False, True, False])
+    expected = famo_jax.delta_m(values, values[0], higher)
+    np.testing.assert_allclose(
+        _statistics.delta_m(values, values[0], higher), expected, rtol=1e-4, atol=1e-4
     )
-    tasks = digits.TASKS[:3]
-    result = _study.select(tasks, _study.METHODS["famo"], run, [0.1], [0.0], np.ones(3))
-    np.testing.assert_allclose(result.settings[0].logit_range, [[1.5, 1.5], [3, 3]], rtol=1e-5)
+    values[2, 1] = np.nan
+    expected = famo_jax.mean_rank(values, higher)
+    np.testing.assert_allclose(_statistics.mean_ranks(values, higher), expected)
+
+
+def test_what_diverged_is_never_chosen():
+    assert _statistics.choose([np.nan, 2.0, 1.0, np.inf, -np.inf]) == 2
+
+
+def test_edges():
+    grid = {"learning_rate": [0.1, 0.2, 0.3], "gamma": [0.0, 1.0]}
+    assert _statistics.edges({"learning_rate": 0.3, "gamma": 0.0}, grid) == ["learning rate 0.3"]
+    assert _statistics.edges({"learning_rate": 0.2, "gamma": 1.0}, grid) == ["gamma 1"]
+
+
+def test_thinned_curves_are_means_of_stretches():
+    curve = np.arange(12.0)
+    np.testing.assert_array_equal(_statistics.thin(curve, 4), [1, 4, 7, 10])
+    np.testing.assert_array_equal(_statistics.middles(12, 4), [1, 4, 7, 10])

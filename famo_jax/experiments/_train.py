@@ -1,0 +1,400 @@
+"""The runner: arms are trained, each a method at all its settings and seeds.
+
+An arm is one compiled call of :func:`jax.lax.scan` over the steps, mapped over settings and seeds;
+where it is saved, or its batches are streamed, a call a stretch of steps. Every method sees the
+same initial parameters, batches and keys, seed for seed, so that differences are paired.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.progress import Progress
+
+import famo_jax
+from famo_jax.experiments import _checkpoint, _statistics
+from famo_jax.experiments._files import Array, Runs
+from famo_jax.experiments._methods import Method
+from famo_jax.experiments.problems._problem import Data, Problem
+
+Setting = Mapping[str, float]  # the model's "learning_rate", and what the method takes
+SEGMENTS = 10  # of a training that is saved after each
+
+
+class Arm(NamedTuple):
+    """A method, and all at which it is trained on a problem."""
+
+    name: str
+    problem: Problem
+    data: Data
+    steps: int
+    method: Method
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] = optax.adam
+    schedule: Callable[[Any, int], Any] = lambda setting, steps: optax.cosine_decay_schedule(
+        setting["learning_rate"], steps
+    )
+    # Beside each other where their networks fit into a cache together, else one after the other.
+    settings_at_once: bool = True
+    seeds_at_once: bool = True
+    halved: bool = False  # the second half of a batch's rows is not for the step: see "fresh"
+    # (batch, fresh rows, carries before and after the step, losses) -> what to record besides.
+    probe: Callable[[Any, Any, "Carry", "Carry", jax.Array], Any] | None = None
+    # [settings, seeds, steps, ...] of that -> the arrays that are kept.
+    keep: Callable[[Any], dict[str, Array]] = lambda probed: {"probed": np.asarray(probed)}
+
+
+class Carry(NamedTuple):
+    """What a training step hands to the next."""
+
+    params: chex.ArrayTree
+    opt_state: Any
+    state: chex.ArrayTree
+
+
+class Trace(NamedTuple):
+    """What a training step leaves behind."""
+
+    losses: jax.Array  # [K]
+    task_weights: jax.Array | None  # [K], z, of a method that has logits
+    probed: Any
+
+
+class Functions(NamedTuple):
+    """The start, some steps and the end of a training."""
+
+    begin: Callable[..., Carry]  # (setting, variables)
+    advance: Callable[..., tuple[Carry, Trace]]  # (setting, carry, key, pool, first, batches)
+    finish: Callable[..., tuple[jax.Array, jax.Array]]  # (carry, validation, test) -> metrics
+
+
+def functions(arm: Arm) -> Functions:
+    """Of one network: of one setting and one seed."""
+    problem, method = arm.problem, arm.method
+
+    def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
+        more = {name: setting[name] for name in method.takes}
+        links = [
+            arm.optimizer(arm.schedule(setting, arm.steps)),
+            method.make(len(problem.tasks), **more),
+        ]
+        return optax.chain(*(reversed(links) if method.aggregates else links))
+
+    def begin(setting: Setting, variables: Any) -> Carry:
+        params, state = variables
+        return Carry(params, tx_of(setting).init(params), state)
+
+    def advance(
+        setting: Setting, carry: Carry, seed_key: jax.Array, pool: Any, first: Any, batches: Any
+    ) -> tuple[Carry, Trace]:
+        tx = tx_of(setting)
+
+        def step(carry: Carry, each: Any) -> tuple[Carry, Trace]:
+            index, batch = each
+            if pool is not None:
+                batch = jax.tree.map(lambda leaf: leaf[batch], pool)
+            key = jax.random.fold_in(seed_key, index)
+            params, opt_state, state = carry
+            batch, fresh = halves(batch) if arm.halved else (batch, None)
+            losses_fn = lambda params: problem.losses(params, state, batch, key)
+            if method.aggregates and problem.each:
+                terms = [
+                    functools.partial(_of_params, term, state, batch, key) for term in problem.each
+                ]
+                losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
+                losses, new_state = jnp.stack(losses), state
+            else:
+                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
+                (losses, new_state), grads = weighed(params, state=opt_state)
+            extra: dict[str, Any] = {"losses": losses}
+            if method.measure != "one-pass":
+                measured = fresh if method.measure == "fresh" else batch
+                extra["losses_fn"] = lambda params: problem.losses(params, state, measured, key)[0]
+            if method.measure == "fresh":
+                extra["losses"] = extra["losses_fn"](params)
+            z = famo_jax.task_weights(opt_state) if method.has_logits else None
+            updates, opt_state = tx.update(grads, opt_state, params, **extra)
+            after = Carry(optax.apply_updates(params, updates), opt_state, new_state)
+            probed = arm.probe(batch, fresh, carry, after, losses) if arm.probe else None
+            return after, Trace(losses, z, probed)
+
+        count = len(jax.tree.leaves(batches)[0])
+        return jax.lax.scan(step, carry, (first + jnp.arange(count), batches))
+
+    def finish(carry: Carry, validation: Any, test: Any) -> tuple[jax.Array, jax.Array]:
+        own = carry.params, carry.state
+        return problem.metrics(*own, validation), problem.metrics(*own, test)
+
+    return Functions(begin, advance, finish)
+
+
+def _of_params(term: Any, state: Any, batch: Any, key: Any, params: Any) -> jax.Array:
+    loss: jax.Array = term(params, state, batch, key)
+    return loss
+
+
+def halves(rows: Any) -> tuple[Any, Any]:
+    """Of the first axis of every leaf."""
+    size = len(jax.tree.leaves(rows)[0]) // 2
+    first = jax.tree.map(lambda leaf: leaf[:size], rows)
+    return first, jax.tree.map(lambda leaf: leaf[size:], rows)
+
+
+def _over(function: Callable[..., Any], axes: Sequence[int | None], at_once: bool) -> Any:
+    """Maps over an axis of some arguments, beside each other or one after the other."""
+    if at_once:
+        return jax.vmap(function, in_axes=tuple(axes))
+
+    def mapped(*args: Any) -> Any:
+        own = [
+            jax.tree.map(lambda leaf, axis=axis: jnp.moveaxis(leaf, axis, 0), arg)
+            for arg, axis in zip(args, axes, strict=True)
+            if axis is not None
+        ]
+
+        def one(own: Any) -> Any:
+            rest = iter(own)
+            pairs = zip(args, axes, strict=True)
+            return function(*(arg if axis is None else next(rest) for arg, axis in pairs))
+
+        return jax.lax.map(one, own)
+
+    return mapped
+
+
+def over_all(arm: Arm) -> Functions:
+    """Of all settings and seeds, ``[settings, seeds]``."""
+    each = functions(arm)
+
+    def lift(function: Any, seeds: Sequence[int | None], settings: Sequence[int | None]) -> Any:
+        over_seeds = _over(function, seeds, arm.seeds_at_once)
+        return _over(over_seeds, settings, arm.settings_at_once)
+
+    # Seeds have batches of their own, which all settings of one seed share.
+    own = 0 if arm.data.held_out_by_seed else None
+    return Functions(
+        lift(each.begin, (None, 0), (0, None)),
+        lift(each.advance, (None, 0, 0, None, None, 1), (0, 0, None, None, None, None)),
+        lift(each.finish, (0, own, own), (0, None, None)),
+    )
+
+
+# --- A training -----------------------------------------------------------------------------------
+
+
+def stacked(settings: Sequence[Setting]) -> dict[str, jax.Array]:
+    """``[settings]`` of each hyperparameter."""
+    return {name: jnp.asarray([setting[name] for setting in settings]) for name in settings[0]}
+
+
+def train(
+    arm: Arm,
+    saved: _checkpoint.Saved | None = None,
+    save: Callable[[int, Any], None] | None = None,
+    tell: Callable[[str], None] = lambda status: None,
+) -> dict[str, Array]:
+    """Trains all networks of an arm.
+
+    Args:
+      arm: Which.
+      saved: Where an earlier process came to.
+      save: Called with the number of steps made and the state, every now and then.
+      tell: Called with what is being done.
+
+    Returns:
+      Its arrays, of axes ``[settings, seeds, ...]``: the metrics ``validation`` and ``test``, the
+      curves ``losses`` and ``task_weights``, thinned, the ``logit_range`` at the end, at most and
+      on average, and what was probed.
+    """
+    begin, advance, finish = map(jax.jit, over_all(arm))
+    settings = stacked(arm.settings)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
+    carry: Any = begin(settings, arm.problem.init(arm.seeds))
+    trace: Any = None
+    done, length = 0, arm.data.epoch or (-(-arm.steps // SEGMENTS) if save else arm.steps)
+    if saved:
+        done = saved.steps
+        past = arm.data.batches(0, done)
+        like = jax.eval_shape(advance, settings, carry, keys, arm.data.pool, 0, past)
+        carry, trace = _checkpoint.restore(saved, like)
+    tell("compiling and training")
+    for first in range(done, arm.steps, length):
+        last = min(first + length, arm.steps)
+        batches = arm.data.batches(first, last)
+        carry, new = advance(settings, carry, keys, arm.data.pool, first, batches)
+        # Behind the axes of settings and seeds is that of the steps.
+        both = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis=2))
+        trace = both(trace, new) if trace else new
+        if save:
+            save(last, (carry, trace))
+        tell(f"{last} steps" + (" saved" if save else ""))
+    validation, test = finish(carry, arm.data.validation, arm.data.test)
+    return _arrays(arm, trace, validation, test)
+
+
+def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Array]:
+    losses = _statistics.finite(trace.losses)
+    if "task" in arm.method.takes:  # of a network for one task the others' say nothing
+        losses = np.stack(
+            [
+                own[..., [int(setting["task"])]]
+                for own, setting in zip(losses, arm.settings, strict=True)
+            ]
+        )
+    arrays = {
+        "validation": np.asarray(validation),
+        "test": np.asarray(test),
+        "losses": _statistics.thin(losses, axis=2).astype(np.float32),
+    }
+    if trace.task_weights is not None:
+        z = _statistics.finite(trace.task_weights)
+        with np.errstate(divide="ignore"):  # softmax keeps the differences; of 0 they are infinite
+            ranges = np.log(z.max(axis=-1)) - np.log(z.min(axis=-1))
+        columns = ranges[..., -1], ranges.max(axis=-1), ranges.mean(axis=-1)
+        arrays["logit_range"] = np.stack(columns, axis=-1)
+        arrays["task_weights"] = _statistics.thin(z, axis=2).astype(np.float32)
+    if trace.probed is not None:
+        arrays |= arm.keep(trace.probed)
+    return arrays
+
+
+# --- A run ----------------------------------------------------------------------------------------
+
+
+class Session(NamedTuple):
+    """What a run reports to, and where it is saved."""
+
+    progress: Progress
+    checkpoint_dir: Path | None = None
+    saved: Mapping[str, _checkpoint.Saved] = {}
+
+    def row(self, name: str) -> Callable[[str], None]:
+        """A row of the display; what is returned changes its status."""
+        row = self.progress.add_task(name, status="waiting", start=False, total=1)
+
+        def tell(status: str) -> None:
+            self.progress.start_task(row)
+            self.progress.update(row, status=status, completed=int(status == "done"))
+
+        return tell
+
+
+Results = dict[str, dict[str, Array]]  # by arm
+
+
+def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
+    """Trains arms on threads, beside each other: one compiles while another trains."""
+    tells = {arm.name: session.row(arm.name) for arm in arms}
+
+    def one(arm: Arm) -> dict[str, Array]:
+        def save(steps: int, state: Any) -> None:
+            assert session.checkpoint_dir
+            _checkpoint.save(session.checkpoint_dir, arm.name, steps, state)
+
+        tell = tells[arm.name]
+        saver = save if session.checkpoint_dir else None
+        arrays = train(arm, session.saved.get(arm.name), saver, tell)
+        tell("done")
+        return arrays
+
+    # The longest first, so that none is left alone at the end.
+    order = sorted(arms, key=lambda arm: -len(arm.settings) * len(arm.problem.tasks))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = dict(zip([arm.name for arm in order], pool.map(one, order), strict=True))
+    return {arm.name: results[arm.name] for arm in arms}
+
+
+# Yields arms, gets the results of all so far, and may yield others that depend on them.
+Plan = Callable[[Any], Generator[Sequence[Arm], Results, None]]
+
+
+def run(
+    plan: Plan,
+    options: Any,
+    session: Session,
+    timed: Callable[[Sequence[Arm]], Sequence[Arm]] = lambda arms: [],
+) -> Runs:
+    """Trains the arms of a plan, then times a step of those that ``timed`` picks or adds."""
+    results: Results = {}
+    arms: list[Arm] = []
+    steps = plan(options)
+    tell = session.row("data")
+    tell("composing")
+    now: Any = next(steps)
+    tell("done")
+    while now:
+        arms += now
+        results |= train_arms(session, now)
+        try:
+            now = steps.send(results)
+        except StopIteration:
+            now = None
+    times = {}
+    if picked := timed(arms):
+        tell = session.row("time of a step")
+        tell("measuring")
+        times = measure_steps(picked, rounds=5 if options.quick else 25)
+        tell("done")
+    about = {
+        arm.name: {"settings": list(map(dict, arm.settings)), "seeds": list(arm.seeds)}
+        for arm in arms
+    }
+    return Runs({"arms": about, "times": times}, results)
+
+
+# --- Times ----------------------------------------------------------------------------------------
+
+
+def interleaved_seconds(
+    calls: Mapping[str, Callable[[], Any]], rounds: int = 25
+) -> dict[str, list[float]]:
+    """Times functions that return JAX arrays, in turns, so that all meet the same disturbances.
+
+    Returns:
+      ``rounds`` wall times of each, in seconds, after one call that is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for counts in [False] + rounds * [True]:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if counts:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_steps(
+    arms: Sequence[Arm], steps: int = 20, rounds: int = 25
+) -> dict[str, dict[str, float]]:
+    """The seconds of a training step of one network, by arm: median and quartiles."""
+
+    def compiled(arm: Arm) -> Callable[[], Any]:
+        each = functions(arm)
+        setting = {name: values[0] for name, values in stacked(arm.settings).items()}
+        variables = jax.tree.map(lambda leaf: leaf[0], arm.problem.init(arm.seeds[:1]))
+        batches = jax.tree.map(lambda leaf: leaf[:, 0], arm.data.batches(0, min(steps, arm.steps)))
+
+        def several(setting: Any, variables: Any, pool: Any, batches: Any) -> Any:
+            carry = each.begin(setting, variables)
+            return each.advance(setting, carry, jax.random.key(0), pool, 0, batches)
+
+        arguments = setting, variables, arm.data.pool, batches
+        return functools.partial(jax.jit(several).lower(*arguments).compile(), *arguments)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        calls = dict(zip([arm.name for arm in arms], pool.map(compiled, arms), strict=True))
+    counted = min(steps, arms[0].steps)
+    return {
+        name: _statistics.quartiles(np.array(values) / counted)
+        for name, values in interleaved_seconds(calls, rounds).items()
+    }

@@ -1,0 +1,117 @@
+"""What a problem is."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Variables = tuple[chex.ArrayTree, chex.ArrayTree]  # parameters, and what else a model carries
+
+
+class Task(NamedTuple):
+    """A task, by how it is reported."""
+
+    name: str
+    loss: str
+    metric: str
+    decimals: int
+    higher_is_better: bool = False  # of the metric
+
+
+class Data(NamedTuple):
+    """All that is seen of a problem, the same for every method. Any pytrees of arrays.
+
+    Training data are one of three: batches, ``[steps, seeds, batch_size, ...]``; the numbers of
+    their rows in a ``pool`` that is on the device; or a stream, ``(first, last) -> batches`` of
+    these steps, ``epoch`` steps at a time.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+    pool: Any = None
+    epoch: int | None = None
+    held_out_by_seed: bool = False  # whether each seed has validation and test data of its own
+
+    def batches(self, first: int, last: int) -> Any:
+        """``[last - first, seeds, ...]``, in which rows are not looked up yet."""
+        if callable(self.train):
+            return self.train(first, last)
+        return jax.tree.map(lambda leaf: leaf[first:last], self.train)
+
+
+class Problem(NamedTuple):
+    """K tasks, what they are learned from, and the model that learns them.
+
+    ``state`` is what a model carries besides its parameters, such as the statistics of its batch
+    norm, and the key is of the step: dropout drawn from it is the same in both passes.
+    """
+
+    tasks: tuple[Task, ...]
+    load_data: Callable[[int, Sequence[int], int], Data]  # of (steps, seeds, batch_size)
+    init: Callable[[Sequence[int]], Variables]  # of seeds: a leading axis on every leaf
+    # (params, state, batch, key) -> ([K], state)
+    losses: Callable[
+        [chex.ArrayTree, chex.ArrayTree, Any, jax.Array], tuple[jax.Array, chex.ArrayTree]
+    ]
+    # (params, state, held-out data) -> [M], as a rule one for each task
+    metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
+    # One function a loss, of the same arguments, where their gradients are cheaper one by one.
+    each: tuple[Callable[..., jax.Array], ...] = ()
+
+
+def of_network(
+    network: Callable[[nnx.Rngs], nnx.Module],
+    tasks: tuple[Task, ...],
+    load_data: Callable[[int, Sequence[int], int], Data],
+    task_losses: Callable[[chex.ArrayTree, Any], jax.Array],
+    task_metrics: Callable[[chex.ArrayTree, Any], jax.Array],
+) -> Problem:
+    """A problem of a network that has nothing but parameters and needs no key."""
+    return Problem(
+        tasks=tasks,
+        load_data=load_data,
+        init=lambda seeds: (init_params(network, seeds), ()),
+        losses=lambda params, state, batch, _: (task_losses(params, batch), state),
+        metrics=lambda params, _, held_out: task_metrics(params, held_out),
+    )
+
+
+def init_params(network: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[int]) -> chex.ArrayTree:
+    """The parameters of one network for each seed: a leading axis on every leaf."""
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    params: chex.ArrayTree = jax.vmap(lambda key: nnx.split(network(nnx.Rngs(key)))[1])(keys)
+    return params
+
+
+def apply(network: Callable[[nnx.Rngs], Any], params: chex.ArrayTree, inputs: jax.Array) -> Any:
+    """The network with these parameters, as a pure function."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
+    return nnx.merge(graphdef, params)(inputs)
+
+
+def compose_batches(
+    compose: Callable[[jax.Array, int], Any],
+    key: jax.Array,
+    steps: int,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> Any:
+    """``[steps, seeds, batch_size]`` of what ``compose`` draws from a key.
+
+    A seed's batches do not depend on how many seeds there are.
+    """
+
+    def composed() -> Any:
+        seed_keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.asarray(seeds))
+
+        def one_step(step: jax.Array) -> Any:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(seed_keys)
+            return jax.vmap(lambda key: compose(key, batch_size))(keys)
+
+        return jax.lax.map(one_step, jnp.arange(steps))
+
+    return jax.jit(composed)()

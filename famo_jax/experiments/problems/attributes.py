@@ -1,0 +1,188 @@
+r"""Forty attributes of one picture.
+
+A classification in the shape of CelebA's: many binary attributes of one image, from very common
+ones to those of one picture in a hundred. The pictures are the two overlapping handwritten digits
+under noise of ``digits``; the attributes say which digits they are, compare and add them, and tell
+how heavily they are written.
+
+The loss of an attribute is its mean cross-entropy. Accuracy says nothing about a rare attribute,
+which may be denied always and be right 99 times in 100. The metric is the balanced error instead,
+the mean of the share missed and the share of false alarms: 50% by chance, whatever the base rate.
+An attribute is told where its probability is above its base rate in training, which is the rule of
+least balanced error for a network whose probabilities are right.
+
+The logarithm of a cross-entropy has no minimum on a batch that holds no picture with the attribute:
+it falls for ever as the network denies it. Methods that descend on log losses need batches that
+mostly hold one: 256 pictures lack a rare one in 8% of batches, 64 in half of them.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+from flax import nnx
+
+from famo_jax.experiments.problems import _problem, digits
+from famo_jax.experiments.problems._problem import Data, Task
+
+Array = npt.NDArray[Any]
+
+# --- Attributes -----------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """What attributes are about. Arrays of any shape."""
+
+    left: Any  # class of the left digit
+    right: Any
+    left_ink: Any  # sum of its grey levels
+    right_ink: Any
+
+
+def _left_is(label: int) -> Callable[[Pair], Any]:
+    return lambda pair: pair.left == label
+
+
+def _right_is(label: int) -> Callable[[Pair], Any]:
+    return lambda pair: pair.right == label
+
+
+def _among(classes: Sequence[int]) -> Callable[[Any], Any]:
+    """Whether a class is one of these."""
+    return lambda label: functools.reduce(operator.or_, [label == each for each in classes])
+
+
+_loop, _prime, _straight = _among([0, 6, 8, 9]), _among([2, 3, 5, 7]), _among([1, 4, 7])
+HEAVY, LIGHT = 350, 270  # grey levels
+
+ATTRIBUTES: dict[str, Callable[[Pair], Any]] = {
+    **{f"left is {label}": _left_is(label) for label in range(10)},
+    **{f"right is {label}": _right_is(label) for label in range(10)},
+    "left is even": lambda pair: pair.left % 2 == 0,
+    "right is even": lambda pair: pair.right % 2 == 0,
+    "left is prime": lambda pair: _prime(pair.left),
+    "right has a loop": lambda pair: _loop(pair.right),
+    "both have loops": lambda pair: _loop(pair.left) & _loop(pair.right),
+    "both are straight": lambda pair: _straight(pair.left) & _straight(pair.right),
+    "they are equal": lambda pair: pair.left == pair.right,
+    "they are neighbours": lambda pair: abs(pair.left - pair.right) == 1,
+    "left is greater": lambda pair: pair.left > pair.right,
+    "sum is odd": lambda pair: (pair.left + pair.right) % 2 == 1,
+    "sum is 10 or more": lambda pair: pair.left + pair.right >= 10,
+    "sum is 4 or more": lambda pair: pair.left + pair.right >= 4,
+    "sum is 16 or more": lambda pair: pair.left + pair.right >= 16,
+    "one is 0": lambda pair: (pair.left == 0) | (pair.right == 0),
+    "both are 1": lambda pair: (pair.left == 1) & (pair.right == 1),
+    "they read 42": lambda pair: (pair.left == 4) & (pair.right == 2),
+    "left has more ink": lambda pair: pair.left_ink > pair.right_ink,
+    "left is heavy": lambda pair: pair.left_ink >= HEAVY,
+    "right is light": lambda pair: pair.right_ink <= LIGHT,
+    "both are heavy": lambda pair: (pair.left_ink >= HEAVY) & (pair.right_ink >= HEAVY),
+}
+K = len(ATTRIBUTES)
+TASKS = tuple(
+    Task(name, f"{name}, cross-entropy (nats)", f"{name} balanced error (%)", 1)
+    for name in ATTRIBUTES
+)
+
+
+def attributes_of(pair: Pair) -> jax.Array:
+    """The attributes, ``[..., K]``, booleans."""
+    return jnp.stack([attribute(pair) for attribute in ATTRIBUTES.values()], axis=-1)
+
+
+@functools.cache
+def load_base_rates() -> Array:
+    """How often each attribute is true in training, ``[K]``: exactly, over all pairs of digits."""
+    sources = digits.load_splits().train
+    pairs = [
+        np.meshgrid(each, each, indexing="ij") for each in (sources.labels, digits.ink_of(sources))
+    ]
+    (left, right), (left_ink, right_ink) = pairs
+    pair = Pair(left, right, left_ink, right_ink)
+    return np.array([np.mean(attribute(pair)) for attribute in ATTRIBUTES.values()])
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+HELD_OUT = 4000  # pictures composed for validation, and as many for the test
+
+
+class Pictures(NamedTuple):
+    """Pictures and what is true of them."""
+
+    pixels: jax.Array  # [..., 140], uint8, 0 to 255
+    attributes: jax.Array  # [..., K], booleans
+
+
+def compose(key: jax.Array, sources: digits.Sources, size: int) -> Pictures:
+    """Draws ``[size]`` pictures of two digits each."""
+    pictures = digits.compose(key, sources, size)
+    left_ink = pictures.clean.sum(axis=-1, dtype=jnp.int32)
+    pair = Pair(pictures.left, pictures.right, left_ink, pictures.ink)
+    return Pictures(pictures.pixels, attributes_of(pair))
+
+
+def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
+    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 4,000 for each test."""
+    splits = digits.load_splits()
+    train_key, *held_out_keys = jax.random.split(jax.random.key(2), 3)
+    train = _problem.compose_batches(
+        lambda key, size: compose(key, splits.train, size), train_key, steps, seeds, batch_size
+    )
+    validation, test = (
+        compose(key, sources, HELD_OUT)
+        for key, sources in zip(held_out_keys, splits[1:], strict=True)
+    )
+    return Data(train, validation, test)
+
+
+# --- Tasks ----------------------------------------------------------------------------------------
+
+
+class Network(nnx.Module):
+    """140-64-32, and a linear head for each attribute."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.wide = nnx.Linear(digits.HEIGHT * digits.WIDTH, 64, rngs=rngs)
+        self.narrow = nnx.Linear(64, 32, rngs=rngs)
+        self.heads = nnx.Linear(32, K, rngs=rngs)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """``[..., 140]``, from 0 to 255, to the attributes' log odds, ``[..., K]``."""
+        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
+        log_odds: jax.Array = self.heads(hidden)
+        return log_odds
+
+
+def apply(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+    """The attributes' log odds, ``[..., K]``, as a pure function."""
+    log_odds: jax.Array = _problem.apply(Network, params, pictures.pixels)
+    return log_odds
+
+
+def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+    """The K cross-entropies, ``[K]``, in nats."""
+    log_odds = apply(params, pictures)
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(log_odds, pictures.attributes), axis=0)
+
+
+def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+    """The K balanced errors, ``[K]``, in percent. NaN where the log odds are not numbers."""
+    log_odds, true = apply(params, pictures), pictures.attributes
+    rates = jnp.asarray(load_base_rates())
+    told = log_odds > jnp.log(rates / (1 - rates))
+    missed = jnp.mean(~told, axis=0, where=true)
+    false_alarms = jnp.mean(told, axis=0, where=~true)
+    errors = 50 * (missed + false_alarms)
+    return jnp.where(jnp.isnan(log_odds).any(axis=0), jnp.nan, errors)
+
+
+PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
