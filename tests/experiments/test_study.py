@@ -76,7 +76,7 @@ def arm_of(name, rate, steps=60, **more):
 def test_both_passes_see_the_same_masks():
     """At a learning rate of 0 the losses do not change, so the logits do not move."""
     assert _train.train(arm_of("famo", 0.0))["logit_range"].max() < 1e-5
-    assert _train.train(arm_of("famo", 1e-2))["logit_range"].min(initial=9) > 1e-3
+    assert _train.train(arm_of("famo", 1e-2))["logit_range"].max() > 1e-3
 
 
 def test_epochs_are_one_training():
@@ -122,9 +122,7 @@ def test_forms_of_famo_are_what_their_names_say():
 
 def test_dwa_looks_back_25_steps():
     state = _methods.METHODS["dwa"].make(2).init(None)
-    assert any(25 in np.shape(leaf) or 50 in np.shape(leaf) for leaf in jax.tree.leaves(state)) or (
-        state != optax.EmptyState()
-    )
+    assert state.history.shape == (2 * 25, 2)
 
 
 # --- Statistics -----------------------------------------------------------------------------------
