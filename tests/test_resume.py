@@ -308,7 +308,7 @@ BAD = {
         lambda folder: (folder / "study.json").write_text('{"steps": 20,'),
         "study.json, which is damaged",
     ),
-    "another file": (lambda folder: (folder / "thesis.txt").touch(), "'thesis.txt'"),
+    "another file": (lambda folder: (folder / "thesis.txt").touch(), "/thesis.txt"),
     "another file of a method": (
         lambda folder: (folder / "stl" / "notes").mkdir(),
         "expected folders named by numbers of steps",

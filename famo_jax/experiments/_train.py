@@ -225,8 +225,8 @@ def train(
     if saved:
         done = saved.steps
         past = arm.data.batches(0, done)
-        like = jax.eval_shape(advance, settings, carry, keys, arm.data.pool, 0, past)
-        carry, trace = _checkpoint.restore(saved, like)
+        _, shapes = jax.eval_shape(advance, settings, carry, keys, arm.data.pool, 0, past)
+        carry, trace = _checkpoint.restore(saved, (carry, shapes))
     tell("compiling and training")
     for first in range(done, arm.steps, length):
         last = min(first + length, arm.steps)
