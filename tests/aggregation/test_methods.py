@@ -62,7 +62,7 @@ def test_heads(name):
     trunk = np.asarray(grads["trunk"], float).reshape(2, -1)
 
     # The weights that made the trunk's gradient of the tasks'.
-    weights = np.linalg.lstsq(trunk.T, np.ravel(gradient["trunk"]))[0]
+    weights = np.linalg.lstsq(trunk.T, np.ravel(gradient["trunk"]), rcond=None)[0]
     if name in WEIGHTS:
         np.testing.assert_allclose(weights, WEIGHTS[name](trunk @ trunk.T), rtol=1e-3)
     of_sum = jax.grad(lambda params: sum(losses_fn(params).values()))(PARAMS)
