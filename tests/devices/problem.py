@@ -90,9 +90,15 @@ def train(step, params, opt_state, batch):
 
 
 def learnt(opt_state):
-    """The method's state, without the moments of its optimizer: those are of differences."""
+    """The method's state, without moments and remembered gradients: those are of differences."""
     state = _method.find_state(opt_state)
-    return state._replace(opt_state=()) if hasattr(state, "opt_state") else state
+    differences = {"opt_state", "gradients"}.intersection(state._fields)
+    return state._replace(**dict.fromkeys(differences, ()))
+
+
+def remembered(opt_state):
+    """The task gradients in the method's state, if it remembers them."""
+    return getattr(_method.find_state(opt_state), "gradients", ())
 
 
 def arrays(tree):

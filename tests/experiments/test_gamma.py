@@ -94,7 +94,9 @@ def test_regressions_are_noisy_only_in_training_and_share_their_tasks():
     unexplained = []
     for y in np.asarray(clean.y).T:
         design = np.column_stack([clean.x, np.ones(len(y))])
-        unexplained.append(np.linalg.lstsq(design, y, rcond=None)[1][0] / np.sum((y - y.mean()) ** 2))
+        unexplained.append(
+            np.linalg.lstsq(design, y, rcond=None)[1][0] / np.sum((y - y.mean()) ** 2)
+        )
     assert unexplained == sorted(unexplained)
 
 
