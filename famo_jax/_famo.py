@@ -346,8 +346,8 @@ def famo(
         above its bound.
       normalizer: c, so the length of the gradient, never its direction: the ``"harmonic"`` (the
         paper's), ``"geometric"`` or ``"arithmetic"`` mean of D weighted by z, or 1 with None.
-      smoothing: The decay of an average of the change over steps (:func:`optax.ema`), of which the
-        logits' optimizer sees what it saw of the change. At least 0 and below 1; 0 is the paper.
+      smoothing: The decay of an average over steps (:func:`optax.ema`) of what the logits'
+        optimizer gets, the change with its decay. At least 0 and below 1; 0 is the paper.
       optimizer: Instead of Adam, without decay of its own.
 
     Any of ``learning_rate``, ``weight_decay``, ``min_losses`` and ``smoothing`` may be traced: a

@@ -167,10 +167,10 @@ class TaskGradients(NamedTuple):
 
 
 def on_parameters(
-    jacobian: Jacobian, present: jax.Array, chunk_size: int | None, mask: chex.ArrayTree | None
+    jacobian: Jacobian, present: jax.Array, chunk_size: int | None, mask: chex.ArrayTree
 ) -> TaskGradients:
-    """Compared on the leaves of the parameters that the mask selects, by default on all."""
-    flags = None if mask is None else tuple(jax.tree.leaves(mask))
+    """Compared on the leaves of the parameters that the mask selects."""
+    flags = tuple(jax.tree.leaves(mask))
     select = functools.partial(_rows_on, flags=flags, chunk_size=chunk_size)
     return TaskGradients(
         rows=Partial(select, jacobian, present), from_weights=Partial(_pull_all, jacobian)
@@ -181,12 +181,10 @@ def _rows_on(
     jacobian: Jacobian,
     present: jax.Array,
     *,
-    flags: tuple[bool, ...] | None,
+    flags: tuple[bool, ...],
     chunk_size: int | None,
 ) -> chex.ArrayTree:
     (stacked,) = task_rows(jacobian, present, chunk_size)
-    if flags is None:
-        return stacked
     return [leaf for leaf, flag in zip(jax.tree.leaves(stacked), flags, strict=True) if flag]
 
 
@@ -284,10 +282,13 @@ def present_tasks(
     if where is None:
         return updates, present
 
-    def without_absent(leaf: jax.Array) -> jax.Array:
-        return jnp.where(present.reshape(-1, *[1] * (jnp.ndim(leaf) - 1)), leaf, 0)
-
+    without_absent = lambda leaf: jnp.where(per_task(present, leaf), leaf, 0)
     return jax.tree.map(without_absent, updates), present
+
+
+def per_task(values: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Values of ``[K]`` that broadcast against a leaf of ``[K, ...]``."""
+    return values.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def _nodes(tree: chex.ArrayTree) -> list[Any]:

@@ -31,6 +31,7 @@ import optax
 
 from famo_jax import _checks, _task_gradients, _tasks
 from famo_jax._task_gradients import Heads, Shared, TaskGradients
+from famo_jax.aggregation import _solvers
 
 Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
 Combine: TypeAlias = Callable[..., tuple[list[jax.Array], Any]]
@@ -150,7 +151,7 @@ def scale_tasks(updates: optax.Updates, scale: jax.Array) -> optax.Updates:
 
 def _scaled(rows: chex.ArrayTree, scale: jax.Array) -> chex.ArrayTree:
     def scaled(leaf: jax.Array) -> jax.Array:
-        return (leaf * scale.reshape(-1, *[1] * (jnp.ndim(leaf) - 1))).astype(leaf.dtype)
+        return (leaf * _task_gradients.per_task(scale, leaf)).astype(leaf.dtype)
 
     return jax.tree.map(scaled, rows)
 
@@ -282,7 +283,7 @@ def _given_by(
 def _weigh(
     weigh: Weigh, gram: jax.Array, present: jax.Array, state: Any, parameters: dict[str, Any]
 ) -> tuple[jax.Array, Any]:
-    gram = jnp.where(present & present[:, None], gram, 0)
+    gram = _solvers.among(present, gram)
     finite = jnp.all(jnp.isfinite(gram))
     with jax.default_matmul_precision("highest"):
         weights, state = weigh(jnp.where(finite, gram, 0), present, state, **parameters)

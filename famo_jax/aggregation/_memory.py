@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from famo_jax import _task_gradients
-from famo_jax._task_gradients import HIGHEST, Shared
+from famo_jax._task_gradients import HIGHEST, Shared, per_task
 from famo_jax.aggregation import _aggregator
 
 Memory: TypeAlias = tuple[jax.Array, ...]
@@ -77,11 +77,6 @@ def _zeros(leaf: jax.Array, num_tasks: int) -> jax.Array:
     """``[K, ...]``, sharded as the leaf is."""
     stacked = jnp.broadcast_to(leaf, (num_tasks, *jnp.shape(leaf)))
     return jnp.zeros_like(stacked, jnp.promote_types(stacked.dtype, jnp.float32))
-
-
-def per_task(values: jax.Array, leaf: jax.Array) -> jax.Array:
-    """``[K]``, to be broadcast over a leaf of ``[K, ...]``."""
-    return values.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def scale(leaves: Memory, factors: jax.Array) -> Memory:

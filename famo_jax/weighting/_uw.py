@@ -37,7 +37,7 @@ def uw(
 
     Args:
       num_tasks: K, the number of losses.
-      learning_rate: Of Adam on s: a scalar or a schedule. Unused if ``optimizer`` is given.
+      learning_rate: Of Adam on s: a scalar or a schedule. Not with ``optimizer``.
       optimizer: Instead of Adam.
 
     Returns:
