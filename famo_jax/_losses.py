@@ -257,7 +257,9 @@ def losses_and_grads(
                 where, losses, _tasks.flatten_tasks(losses, "losses").size
             )
             if encoder is not None:
-                grads = _task_gradients.at_features(through, jacobian, present, chunk_size)
+                grads = _task_gradients.at_features(
+                    features, through, jacobian, present, chunk_size
+                )
             elif gram_at is not None or _method.is_lazy(method_state):
                 mask = _task_gradients.shared_leaves(gram_at, params, params, "gram_at")
                 grads = _task_gradients.on_parameters(jacobian, present, chunk_size, mask)

@@ -194,21 +194,27 @@ def _pull_all(jacobian: Jacobian, weights: jax.Array, head_weights: jax.Array) -
 
 
 def at_features(
+    features: list[jax.Array],
     encoder_pullback: Callable[..., Any],
     heads: Jacobian,
     present: jax.Array,
     chunk_size: int | None,
 ) -> TaskGradients:
-    """Compared at the features, the variables of ``heads`` being the parameters and these."""
+    """Compared at the features, the variables of ``heads`` being the parameters and these.
+
+    Their rows are laid end to end, ``[K, B d]``, which gathers nothing of features of ``[B, d]``
+    whose examples are on several devices.
+    """
     return TaskGradients(
         rows=Partial(functools.partial(_rows_at, chunk_size=chunk_size), heads, present),
         from_weights=Partial(_from_weights, encoder_pullback, heads),
-        from_rows=Partial(_from_rows, encoder_pullback, heads),
+        from_rows=Partial(_from_rows, features, encoder_pullback, heads),
     )
 
 
-def _rows_at(heads: Jacobian, present: jax.Array, *, chunk_size: int | None) -> chex.ArrayTree:
-    return task_rows(heads, present, chunk_size)[1]
+def _rows_at(heads: Jacobian, present: jax.Array, *, chunk_size: int | None) -> list[jax.Array]:
+    rows = task_rows(heads, present, chunk_size)[1]
+    return [leaf.reshape(len(leaf), -1) for leaf in rows]
 
 
 def _from_weights(
@@ -217,13 +223,24 @@ def _from_weights(
     weights: jax.Array,
     head_weights: jax.Array,
 ) -> chex.ArrayTree:
-    return _from_rows(encoder_pullback, heads, gradients(heads, weights)[1], head_weights)
+    return _through(encoder_pullback, heads, gradients(heads, weights)[1], head_weights)
 
 
 def _from_rows(
+    features: list[jax.Array],
     encoder_pullback: Callable[..., Any],
     heads: Jacobian,
-    at: chex.ArrayTree,
+    combined: list[jax.Array],
+    head_weights: jax.Array,
+) -> chex.ArrayTree:
+    at = [leaf.reshape(z.shape) for leaf, z in zip(combined, features, strict=True)]
+    return _through(encoder_pullback, heads, at, head_weights)
+
+
+def _through(
+    encoder_pullback: Callable[..., Any],
+    heads: Jacobian,
+    at: list[jax.Array],
     head_weights: jax.Array,
 ) -> chex.ArrayTree:
     (through,) = encoder_pullback(at)
@@ -348,27 +365,41 @@ def gram(updates: chex.ArrayTree, mask: chex.ArrayTree) -> jax.Array:
     total = jnp.zeros(2 * leaves[0].shape[:1], dtype)
     for leaf, selected in zip(leaves, jax.tree.leaves(mask), strict=True):
         if selected:
-            # A reshape gathers a leaf whose last axis is sharded. Where none can be, rows are
-            # faster: a CPU copies what it contracts over several axes.
-            rows = leaf.reshape(len(leaf), -1) if jax.device_count() == 1 else leaf
-            axes = range(1, rows.ndim)
-            total += jax.lax.dot_general(
-                rows,
-                rows,
-                ((axes, axes), ((), ())),
-                precision=HIGHEST,
-                preferred_element_type=dtype,
-                out_sharding=_replicated(rows),
-            )
+            total += _inner_products(leaf, dtype)
     return total
 
 
-def _replicated(rows: jax.Array) -> jax.sharding.NamedSharding | None:
-    """The sharding of a Gram matrix, which a mesh of explicit axes wants to be told."""
-    mesh = jax.typeof(rows).sharding.mesh
-    if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+def _inner_products(leaf: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Of the rows of one leaf, ``[K, K]``.
+
+    One matrix product contracts the longest axis, and its results are added over the others. No
+    axes are laid end to end: that gathers what is sharded over the last of them. Nor does one
+    product contract several: a CPU copies the leaf for that, as it does unless K and the
+    contracted axis come last.
+    """
+    if leaf.ndim == 1:
+        leaf = leaf[:, None]
+    longest = max(range(1, leaf.ndim), key=lambda axis: leaf.shape[axis])
+    rows = jnp.moveaxis(leaf, (0, longest), (-2, -1))  # [..., K, longest]
+    others = tuple(range(rows.ndim - 2))
+    products = jax.lax.dot_general(
+        rows,
+        rows,
+        (((rows.ndim - 1,), (rows.ndim - 1,)), (others, others)),
+        precision=HIGHEST,
+        preferred_element_type=dtype,
+        out_sharding=_without_tasks(rows),
+    )
+    return jnp.sum(products, axis=others)
+
+
+def _without_tasks(rows: jax.Array) -> jax.sharding.NamedSharding | None:
+    """The sharding of products ``[..., K, K]``, which a mesh of explicit axes wants to be told."""
+    sharding = jax.typeof(rows).sharding
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
         return None
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None))
+    spec = jax.sharding.PartitionSpec(*sharding.spec[:-2], None, None)
+    return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
 def combine(

@@ -20,7 +20,9 @@ WEIGHTING = {  # of K
 # Those whose weights are learned from the losses, not drawn or given.
 LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l")
 
-AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more.
+# Of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more. GradNorm's rate: at
+# its balance the sign of rounding decides, which it is not to reach.
+AGGREGATION = {
     "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),
     "pcgrad": lambda k, **kwargs: aggregation.pcgrad(key=0, **kwargs),
     "cagrad": lambda k, **kwargs: aggregation.cagrad(**kwargs),
@@ -34,7 +36,7 @@ AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magni
     "config": lambda k, **kwargs: aggregation.config(**kwargs),
     "ntkmtl": lambda k, **kwargs: aggregation.ntkmtl(**kwargs),
     "gradvac": lambda k, **kwargs: aggregation.gradvac(k, key=0, **kwargs),
-    "gradnorm": aggregation.gradnorm,
+    "gradnorm": lambda k, **kwargs: aggregation.gradnorm(k, learning_rate=1e-3, **kwargs),
     "db_mtl": aggregation.db_mtl,
     "moco": aggregation.moco,
     "excess_mtl": aggregation.excess_mtl,
