@@ -17,7 +17,7 @@ WEIGHTING = {  # of K
     "first_loss": weighting.first_loss,
     "imtl_l": weighting.imtl_l,
     "gls": weighting.gls,
-    "uw_so": weighting.uw_so,
+    "uw_so": lambda k: weighting.uw_so(k, temperature=10.0),
     "stch": lambda k: weighting.stch(k, warmup=3),
     "go4align": weighting.go4align,
     "ldc_mtl": weighting.ldc_mtl,
@@ -78,7 +78,7 @@ MEMORY = ("db_mtl", "moco", "excess_mtl")
 # Those whose direction is another one where all gradients are longer by the same factor.
 SCALED = ("moco",)
 # Those that may give a task no weight.
-SPARSE = ("mgda", "moco", "uw_so", "softadapt")
+SPARSE = ("mgda", "moco", "softadapt")
 # Those whose weights change with the order of the tasks.
 ORDERED = ("rlw", "stl", "ldc_mtl")
 

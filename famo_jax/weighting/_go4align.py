@@ -67,8 +67,9 @@ def go4align(
       >>> from famo_jax import loss_weights
       >>> from famo_jax.weighting import go4align
       >>> state = go4align(3, num_groups=2).init(None)
-      >>> print(loss_weights(jnp.array([1.0, 4.0, 5.0]), state).round(2))
-      [3.33 0.75 0.75]
+      >>> weights = loss_weights(jnp.array([1.0, 4.0, 5.0]), state)
+      >>> print([f"{each:.2f}" for each in weights])
+      ['3.33', '0.75', '0.75']
 
     References:
       Shen et al., `GO4Align: Group Optimization for Multi-Task Alignment
@@ -90,7 +91,7 @@ def go4align(
 
     def learn(state: Go4alignState, losses: jax.Array, present: jax.Array) -> Go4alignState:
         log_risks = _log_risks(state, *_memory.gaps(state, losses, present))
-        seen: Go4alignState = _memory.remember(state, losses, present, step_size=step_size)
+        seen = _memory.remember(state, losses, present, step_size=step_size)
         return seen._replace(log_risks=log_risks.astype(state.log_risks.dtype))
 
     return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)

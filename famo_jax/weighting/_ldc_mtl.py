@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from famo_jax import _checks, _method
@@ -63,9 +64,9 @@ def ldc_mtl(
     than :math:`1 / (2 \sum_j \sigma_j)` lets it rise. And they depend on the order of the tasks,
     since only neighbours are compared.
 
-    The scores are the authors' for CelebA and QM9; for images they have a small network on the
-    features in their place. They learn at the rate of the model there, and there is no compared
-    weight for CityScapes' two tasks: the penalty is on the losses themselves.
+    The authors have such scores for CelebA and QM9, and a small network on the features for images.
+    There the scores learn at the rate of the model, the sum in the denominator is differentiated
+    for NYU-v2, and for CityScapes the penalty is on the losses without weights.
 
     An absent task is compared with its neighbours by its loss last seen, so that the others keep
     their weights, and its score gets a gradient of 0. A pair in which one was never seen is left
@@ -122,14 +123,11 @@ def ldc_mtl(
     def learn(state: LdcMtlState, losses: jax.Array, present: jax.Array) -> LdcMtlState:
         losses = losses.astype(state.scores.dtype)
         sound = present & jnp.isfinite(losses) & (losses > state.min_losses)
-
-        def objective(scores: jax.Array, losses: jax.Array, present: jax.Array) -> jax.Array:
-            return scalarize_ldc_mtl(state._replace(scores=scores), losses, present)
-
+        objective = lambda scores, *seen: scalarize_ldc_mtl(state._replace(scores=scores), *seen)
         learned = _uw.step_scales(state.scores, state.opt_state, losses, sound, inner, objective)
         first = _memory.first(state, losses - state.min_losses, sound)
-        seen: LdcMtlState = _memory.remember(state, losses, present, penalty=penalty)
-        return seen._replace(scores=learned[0], opt_state=learned[1], first_losses=first)
+        state = state._replace(scores=learned[0], opt_state=learned[1], first_losses=first)
+        return _memory.remember(state, losses, present, penalty=penalty)
 
     return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
 
@@ -139,18 +137,22 @@ def scalarize_ldc_mtl(state: LdcMtlState, losses: jax.Array, present: jax.Array)
     """The weighted mean of the losses, and how far neighbours are apart."""
     gaps, counted = _memory.gaps(state, losses, present)
     first = _memory.first(state, jax.lax.stop_gradient(gaps), counted)
-    known = jnp.where(first > 0, first, 1)
+    known = jnp.where(first > 0, first, jnp.maximum(jnp.max(first), 1))
     match state.scale:
         case Linear():
-            values = gaps * (jnp.min(known, where=first > 0, initial=jnp.inf) / known)
+            values = gaps / known * jnp.min(known)
         case Logarithmic():
             values = jnp.log(gaps / known)
     log_gates = jax.nn.log_sigmoid(state.scores)
     log_gates = jnp.where(present, log_gates, jax.lax.stop_gradient(log_gates))
-    total = jax.nn.logsumexp(log_gates, where=counted)
-    shares = jnp.exp(log_gates - jax.lax.stop_gradient(jnp.where(jnp.any(counted), total, 0)))
-    mean = jnp.sum(jnp.where(present, shares * values, 0))
+    shares = jax.lax.stop_gradient(_memory.softmax(log_gates, counted))
+    moving = jnp.exp(log_gates - jax.lax.stop_gradient(log_gates))  # 1, and its derivative
+    mean = jnp.sum(jnp.where(present, shares * moving * values, 0))
     weighted = jnp.exp(log_gates) * values
+    apart = weighted[:-1] - weighted[1:]
+    # What rounding takes apart is equal, as all are at first. (That of jnp.abs at 0 would be 1.)
+    rounding = 8 * np.finfo(apart.dtype).eps * jnp.abs(weighted[1:])
+    signs = jnp.where(jnp.abs(apart) > rounding, jnp.sign(apart), 0)
     compared = counted[:-1] & counted[1:] & (present[:-1] | present[1:])
-    apart = jnp.where(compared, jnp.abs(weighted[:-1] - weighted[1:]), 0)
-    return mean + state.penalty * jnp.sum(apart)
+    signs = jax.lax.stop_gradient(jnp.where(compared, signs, 0))
+    return mean + state.penalty * jnp.sum(signs * apart)

@@ -7,13 +7,15 @@ their weights; before it was seen it takes no part.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from famo_jax import _checks, _tasks
+
+S = TypeVar("S")  # a state
 
 
 def bounds(
@@ -62,10 +64,12 @@ def gaps(
     return jnp.where(present, losses - state.min_losses, jnp.where(counted, last, 1)), counted
 
 
-def remember(state: Any, losses: jax.Array, present: jax.Array, **settings: chex.Numeric) -> Any:
+def remember(state: S, losses: jax.Array, present: jax.Array, **settings: chex.Numeric) -> S:
     """The state, with what was seen of the losses, and settings as they are now: ``[]``, float."""
+    fields: Any = state
     scalars = {name: jnp.array(value, float) for name, value in settings.items()}
-    return state._replace(losses=_tasks.last_seen(state.losses, present, losses), **scalars)
+    new: S = fields._replace(losses=_tasks.last_seen(fields.losses, present, losses), **scalars)
+    return new
 
 
 def first(state: Any, gaps: jax.Array, present: jax.Array) -> jax.Array:

@@ -132,17 +132,13 @@ def scalarize_softadapt(state: SoftadaptState, losses: jax.Array, present: jax.A
     slopes = jnp.array(stencil, points.dtype) @ points
     measured = jnp.all(jnp.isfinite(points), axis=0) & jnp.isfinite(slopes)
     slopes = jnp.where(measured, slopes, 0)
-    match state.variant:
-        case Original():
-            exponents = state.beta * slopes
-        case Normalized():
-            total = jnp.sum(jnp.abs(slopes))
-            exponents = state.beta * slopes / jnp.where(total > 0, total, 1)
-        case LossWeighted():
-            known = jnp.isfinite(points)
-            total = jnp.sum(points, axis=0, where=known)
-            mean = total / jnp.maximum(jnp.sum(known, axis=0), 1)
-            least = np.finfo(points.dtype).tiny
-            exponents = state.beta * slopes + jnp.log(jnp.maximum(mean, least))
+    size = jnp.sum(jnp.abs(slopes)) if isinstance(state.variant, Normalized) else 1.0
+    # From the largest down, so that it is exactly 0: huge ones are so not rounded to above it.
+    exponents = state.beta * (slopes - jnp.max(slopes)) / jnp.where(size > 0, size, 1)
+    if isinstance(state.variant, LossWeighted):
+        known = jnp.isfinite(points)
+        total = jnp.sum(points, axis=0, where=known)
+        mean = total / jnp.maximum(jnp.sum(known, axis=0), 1)
+        exponents += jnp.log(jnp.maximum(mean, np.finfo(points.dtype).tiny))
     weights = jax.nn.softmax(exponents)
     return jnp.sum(jnp.where(present, weights * losses, 0))

@@ -76,8 +76,9 @@ def stch(
       >>> import jax.numpy as jnp
       >>> from famo_jax import loss_weights
       >>> from famo_jax.weighting import stch
-      >>> print(loss_weights(jnp.array([1.0, 4.0]), stch(2).init(None)).round(2))
-      [0.09 0.41]
+      >>> weights = loss_weights(jnp.array([1.0, 4.0]), stch(2).init(None))
+      >>> print([f"{each:.2f}" for each in weights])
+      ['0.09', '0.41']
 
     References:
       Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective Optimization
@@ -108,7 +109,7 @@ def stch(
         )
 
     def learn(state: StchState, losses: jax.Array, present: jax.Array) -> StchState:
-        seen: StchState = _memory.remember(state, losses, present, mu=mu)
+        seen = _memory.remember(state, losses, present, mu=mu)
         if state.nadir is None or state.missing is None:
             return seen
         gaps = losses.astype(state.nadir.dtype) - state.min_losses

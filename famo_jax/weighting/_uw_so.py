@@ -75,8 +75,7 @@ def uw_so(
         )
 
     def learn(state: UwSoState, losses: jax.Array, present: jax.Array) -> UwSoState:
-        seen: UwSoState = _memory.remember(state, losses, present, temperature=temperature)
-        return seen
+        return _memory.remember(state, losses, present, temperature=temperature)
 
     return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
 

@@ -86,6 +86,34 @@ def test_an_absent_task_leaks_nowhere_and_the_others_keep_their_weights(make, ab
     np.testing.assert_array_equal(weigh(partial, state, where=False), [0, 0, 0])
 
 
+ALONE = {  # of K tasks, and of the first two
+    "gls": weighting.gls,
+    "uw_so": weighting.uw_so,
+    "stch": lambda k: weighting.stch(k, weights=[0.2, 0.5, 0.3][:k]),
+    "go4align": lambda k: weighting.go4align(k, num_groups=1),
+    "ldc_mtl": weighting.ldc_mtl,
+    "relobralo": lambda k: weighting.relobralo(k, key=0, alpha=0.5, rho=0.5),
+}
+
+
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE.keys())
+def test_a_task_that_was_never_seen_takes_no_part(make):
+    """The weights of the others are as if there were no more of them."""
+    rng, two, three = np.random.default_rng(0), make(K - 1), make(K)
+    states = [two.init(None), three.init(None)]
+    where = jnp.array([True, True, False])
+    for _ in range(5):
+        losses = jnp.array([*rng.uniform(0.5, 3, K - 1), np.nan], jnp.float32)
+        expected = weigh(losses[:-1], states[0])
+        weights = weigh(losses, states[1], where=where)
+        np.testing.assert_allclose(weights, [*expected, 0], rtol=1e-5)
+        _, states[0] = two.update((), states[0], losses=losses[:-1])
+        _, states[1] = three.update((), states[1], losses=losses, where=where)
+    never = three.init(None)
+    assert weighted_loss(losses, never, where=False) == 0
+    np.testing.assert_array_equal(weigh(losses, never, where=False), [0, 0, 0])
+
+
 @every_method
 def test_named_losses_and_bfloat16(make):
     state = advanced(make())
