@@ -41,6 +41,20 @@ def check_rate(name: str, rate: Any) -> None:
         raise ValueError(f"`{name}`: expected a finite number of at least 0, got {rate!r}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless it is a scalar, and if not traced finite and above 0."""
+    check_rate(name, value)
+    if not isinstance(value, jax.core.Tracer) and float(value) == 0:
+        raise ValueError(f"`{name}`: expected a number above 0, got {value!r}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises ValueError unless it is a scalar, and if not traced in [0, 1]."""
+    check_rate(name, value)
+    if not isinstance(value, jax.core.Tracer) and float(value) > 1:
+        raise ValueError(f"`{name}`: expected a number from 0 to 1, got {value!r}")
+
+
 def check_decay(name: str, decay: Any) -> None:
     """Raises ValueError unless it is a scalar, and if not traced in [0, 1)."""
     check_rate(name, decay)

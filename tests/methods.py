@@ -16,9 +16,17 @@ WEIGHTING = {  # of K
     "amortized_mgda": weighting.amortized_mgda,
     "first_loss": weighting.first_loss,
     "imtl_l": weighting.imtl_l,
+    "gls": weighting.gls,
+    "uw_so": lambda k: weighting.uw_so(k, temperature=10.0),
+    "stch": lambda k: weighting.stch(k, warmup=3),
+    "go4align": weighting.go4align,
+    "ldc_mtl": weighting.ldc_mtl,
+    "softadapt": weighting.softadapt,
+    "relobralo": lambda k: weighting.relobralo(k, key=0, alpha=0.9, rho=0.5),
 }
 # Those whose weights are learned from the losses, not drawn or given.
-LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l")
+LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l", "go4align", "ldc_mtl")
+LEARNED += ("softadapt", "relobralo")
 
 # Of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more. GradNorm's rate: at
 # its balance the sign of rounding decides, which it is not to reach.
@@ -72,7 +80,9 @@ MEMORY = ("db_mtl", "moco", "excess_mtl")
 # Those whose direction is another one where all gradients are longer by the same factor.
 SCALED = ("moco",)
 # Those that may give a task no weight.
-SPARSE = ("mgda", "moco")
+SPARSE = ("mgda", "moco", "softadapt")
+# Those whose weights change with the order of the tasks.
+ORDERED = ("rlw", "stl", "ldc_mtl")
 
 
 def chains(num_tasks, optimizer):

@@ -38,7 +38,22 @@ from famo_jax.aggregation import (
     ntkmtl_weights,
     pcgrad,
 )
-from famo_jax.weighting import amortized_mgda, dwa, ls, rlw, si, stl, uw
+from famo_jax.weighting import (
+    amortized_mgda,
+    dwa,
+    gls,
+    go4align,
+    ldc_mtl,
+    ls,
+    relobralo,
+    rlw,
+    si,
+    softadapt,
+    stch,
+    stl,
+    uw,
+    uw_so,
+)
 from tests.methods import AGGREGATION, WEIGHTS
 
 STATE, LOSSES = famo(2).init(None), jnp.array([1.0, 2.0])
@@ -423,6 +438,62 @@ ERRORS = [
     (lambda: dwa(2, temperature="hot"), "`temperature`: expected a scalar, got 'hot'"),
     (lambda: dwa(2, temperature=np.inf), "`temperature`: expected a finite number of at least 0"),
     (lambda: dwa(2, window="a"), "`window`: expected an int of at least 1, got 'a'"),
+    (lambda: gls(0), "`num_tasks`: expected an int of at least 1, got 0"),
+    (lambda: gls(2, min_losses=[0.0]), "`min_losses`: expected num_tasks = 2 values, got 1"),
+    (
+        lambda: gls(2, min_losses={"a": 0.0, "c": 0.0}).update(
+            (), gls(2).init(None), losses={"a": 1.0, "b": 1.0}
+        ),
+        "`min_losses`: expected the structure of the losses",
+    ),
+    (
+        lambda: gls(2).update((), gls(2).init(None), losses=jnp.ones(3)),
+        "`losses`: expected num_tasks = 2 values, got 3",
+    ),
+    (lambda: uw_so(2, temperature=0), "`temperature`: expected a number above 0, got 0"),
+    (lambda: uw_so(2, min_losses=np.inf), "`min_losses`: expected finite values, got inf"),
+    (lambda: stch(2, mu=0.0), "`mu`: expected a number above 0, got 0.0"),
+    (lambda: stch(2, mu="a"), "`mu`: expected a scalar, got 'a'"),
+    (lambda: stch(2, weights=[1.0]), "`weights`: expected num_tasks = 2 values, got 1"),
+    (lambda: stch(2, weights=1.0), "`weights`: expected num_tasks = 2 values, got 1"),
+    (lambda: stch(2, weights=[1.0, np.nan]), "`weights`: expected finite values, got nan"),
+    (lambda: stch(2, warmup=-1), "`warmup`: expected an int of at least 1, got -1"),
+    (lambda: stch(2, warmup=0.5), "`warmup`: expected an int of at least 1, got 0.5"),
+    (
+        lambda: stch(2, warmup=3).update((), stch(2).init(None), losses=LOSSES),
+        "`state`: expected StchState, as `init` returns it, of structure",
+    ),
+    (lambda: go4align(2, num_groups=0), "`num_groups`: expected an int of at least 1, got 0"),
+    (lambda: go4align(2, step_size=-1.0), "`step_size`: expected a finite number of at least 0"),
+    (lambda: ldc_mtl(2, penalty=-1.0), "`penalty`: expected a finite number of at least 0"),
+    (
+        lambda: ldc_mtl(2, normalization="log"),
+        "`normalization`: expected None, 'rescaled' or 'logarithmic', got 'log'",
+    ),
+    (
+        lambda: ldc_mtl(2, learning_rate=0.1, optimizer=optax.sgd(1.0)),
+        "expected one of `learning_rate` and `optimizer`, got both",
+    ),
+    (
+        lambda: ldc_mtl(2, normalization="logarithmic").update(
+            (), ldc_mtl(2).init(None), losses=LOSSES
+        ),
+        "`state`: expected LdcMtlState, as `init` returns it, scale Logarithmic(), got Linear()",
+    ),
+    (lambda: softadapt(2, order=0), "`order`: expected an int of at least 1, got 0"),
+    (lambda: softadapt(2, beta=np.nan), "`beta`: expected a finite number of at least 0, got nan"),
+    (
+        lambda: softadapt(2, variant="loss"),
+        "`variant`: expected 'original', 'normalized' or 'loss_weighted', got 'loss'",
+    ),
+    (
+        lambda: softadapt(2, order=2).update((), softadapt(2).init(None), losses=LOSSES),
+        "`state`: expected SoftadaptState, as `init` returns it, history of shape (2, 2), got (1",
+    ),
+    (lambda: relobralo(2, key=None), "`key`: expected an int or a typed key (jax.random.key)"),
+    (lambda: relobralo(2, key=0, alpha=1.5), "`alpha`: expected a number from 0 to 1, got 1.5"),
+    (lambda: relobralo(2, key=0, rho=-0.5), "`rho`: expected a finite number of at least 0, got"),
+    (lambda: relobralo(2, key=0, temperature=0), "`temperature`: expected a number above 0, got 0"),
     # metrics
     (lambda: delta_m(jnp.ones(3), jnp.ones(2), False), "`baseline`: expected a shape that"),
     (lambda: delta_m(jnp.ones(3), jnp.ones((2, 3)), False), "`baseline`: expected a shape"),

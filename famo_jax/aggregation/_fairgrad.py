@@ -1,6 +1,6 @@
 """FairGrad: the gains of all tasks, shared by alpha-fairness."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def fairgrad(
       Ban and Ji, `Fair Resource Allocation in Multi-Task Learning
       <https://arxiv.org/abs/2402.15638>`_, ICML 2024, eq. 4 and Algorithm 1
     """
-    _check(alpha)
+    _checks.check_positive("alpha", alpha)
     return _aggregator.from_gram(_weigh, FairgradState, shared=shared, heads="weights", alpha=alpha)
 
 
@@ -102,14 +102,8 @@ def fairgrad_weights(
     References:
       As of :func:`fairgrad`.
     """
-    _check(alpha)
+    _checks.check_positive("alpha", alpha)
     return _aggregator.gram_weights(_weigh, FairgradState(), gram, where, alpha=alpha)
-
-
-def _check(alpha: Any) -> None:
-    _checks.check_rate("alpha", alpha)
-    if not isinstance(alpha, jax.core.Tracer) and float(alpha) == 0:
-        raise ValueError(f"`alpha`: expected a number above 0, got {alpha!r}")
 
 
 def _weigh(

@@ -64,9 +64,7 @@ def dwa(
     """
     _checks.check_num_tasks(num_tasks)
     _checks.check_num_tasks(window, "window")
-    _checks.check_rate("temperature", temperature)
-    if not isinstance(temperature, jax.core.Tracer) and float(temperature) == 0:
-        raise ValueError(f"`temperature`: expected a number above 0, got {temperature!r}")
+    _checks.check_positive("temperature", temperature)
 
     def init() -> DwaState:
         return DwaState(

@@ -1,4 +1,4 @@
-"""DWA, UW, IMTL-L and RLW against TorchJD, running live on the same losses (extra ``peers``)."""
+"""Weighting methods against TorchJD, running live on the same losses (extra ``peers``)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from famo_jax import loss_weights, weighted_loss
-from famo_jax.weighting import dwa, imtl_l, rlw, uw
+from famo_jax.weighting import dwa, gls, imtl_l, rlw, stch, uw
 
 torch = pytest.importorskip("torch")
 scalarization = pytest.importorskip("torchjd.scalarization")
@@ -70,3 +70,32 @@ def test_rlw_with_the_same_draw(num_tasks, monkeypatch, x64):
     loss, weights = theirs(scalarization.Random(), losses)
     np.testing.assert_allclose(loss_weights(jnp.array(losses), state), weights, rtol=1e-10)
     np.testing.assert_allclose(weighted_loss(jnp.array(losses), state), loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 40])
+@pytest.mark.parametrize("decades", [0, 3])
+def test_stch(num_tasks, decades, x64):
+    rng = np.random.default_rng(num_tasks)
+    for mu in (0.01, 0.1, 0.5, 1.0):
+        losses = rng.uniform(-1, 5, num_tasks) * 10 ** rng.uniform(-decades, decades, num_tasks)
+        weights, ideal = rng.dirichlet(np.ones(num_tasks)), rng.normal(size=num_tasks)
+        given = {"weights": torch.tensor(weights), "reference": torch.tensor(ideal)}
+        plain = scalarization.STCH(mu), stch(num_tasks, mu=mu)
+        preferred = (
+            scalarization.STCH(mu, **given),
+            stch(num_tasks, mu=mu, weights=weights, min_losses=ideal),
+        )
+        for scalarizer, tx in (plain, preferred):
+            loss, expected = theirs(scalarizer, losses)
+            ours, state = jnp.array(losses), tx.init(None)
+            np.testing.assert_allclose(weighted_loss(ours, state), loss, rtol=1e-10)
+            np.testing.assert_allclose(loss_weights(ours, state), expected, rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 40])
+def test_gls(num_tasks, x64):
+    losses = 10 ** np.random.default_rng(num_tasks).uniform(-6, 6, num_tasks)
+    loss, expected = theirs(scalarization.GeometricMean(), losses)
+    state = gls(num_tasks).init(None)
+    np.testing.assert_allclose(weighted_loss(jnp.array(losses), state), loss, rtol=1e-10)
+    np.testing.assert_allclose(loss_weights(jnp.array(losses), state), expected, rtol=1e-10)

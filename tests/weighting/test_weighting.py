@@ -9,7 +9,7 @@ import pytest
 
 from famo_jax import famo, losses_and_grads, weighted_loss, weighting
 from famo_jax import loss_weights as weigh
-from tests.methods import WEIGHTING
+from tests.methods import ORDERED, WEIGHTING
 
 K = 3
 METHODS = {name: lambda make=make: make(K) for name, make in WEIGHTING.items()} | {
@@ -17,6 +17,14 @@ METHODS = {name: lambda make=make: make(K) for name, make in WEIGHTING.items()} 
     "si with bounds": lambda: weighting.si(min_losses=[0.1, -1.0, 0.2]),
     "dwa at a temperature": lambda: weighting.dwa(K, temperature=0.5),
     "famo without c, smoothed": lambda: famo(K, normalizer=None, smoothing=0.9),
+    "gls with bounds": lambda: weighting.gls(K, min_losses=[0.1, -1.0, 0.2]),
+    "stch with a preference": lambda: weighting.stch(K, mu=0.1, weights=[0.2, 0.5, 0.3]),
+    "stch in its warm-up": lambda: weighting.stch(K, warmup=100),
+    "stch of the losses": lambda: weighting.stch(K),
+    "ldc_mtl on the losses": lambda: weighting.ldc_mtl(K, normalization=None),
+    "ldc_mtl on logarithms": lambda: weighting.ldc_mtl(K, normalization="logarithmic"),
+    "softadapt by losses": lambda: weighting.softadapt(K, order=2, variant="loss_weighted"),
+    "softadapt, normalized": lambda: weighting.softadapt(K, order=3, variant="normalized"),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 TARGETS = jnp.array([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
@@ -63,10 +71,9 @@ def test_weights_are_the_gradient_and_one_backward_pass_suffices(make):
 def test_an_absent_task_leaks_nowhere_and_the_others_keep_their_weights(make, absent):
     tx = make()
     state = advanced(tx)
-    if hasattr(state, "losses"):  # FAMO weighs an absent task by the loss last seen
-        state = state._replace(losses=jnp.array([1.0, 2.0, 3.0]))
     where = jnp.array([True, False, True])
     full, partial = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, absent, 3.0])
+    _, state = tx.update((), state, losses=full)  # some weigh an absent task by the loss last seen
     weights = weigh(partial, state, where=where)
     np.testing.assert_allclose(weights, jnp.where(where, weigh(full, state), 0), rtol=1e-6)
     assert weights[1] == 0
@@ -77,6 +84,34 @@ def test_an_absent_task_leaks_nowhere_and_the_others_keep_their_weights(make, ab
             assert np.isfinite(leaf).all()
     assert weighted_loss(partial, state, where=False) == 0
     np.testing.assert_array_equal(weigh(partial, state, where=False), [0, 0, 0])
+
+
+ALONE = {  # of K tasks, and of the first two
+    "gls": weighting.gls,
+    "uw_so": weighting.uw_so,
+    "stch": lambda k: weighting.stch(k, weights=[0.2, 0.5, 0.3][:k]),
+    "go4align": lambda k: weighting.go4align(k, num_groups=1),
+    "ldc_mtl": weighting.ldc_mtl,
+    "relobralo": lambda k: weighting.relobralo(k, key=0, alpha=0.5, rho=0.5),
+}
+
+
+@pytest.mark.parametrize("make", ALONE.values(), ids=ALONE.keys())
+def test_a_task_that_was_never_seen_takes_no_part(make):
+    """The weights of the others are as if there were no more of them."""
+    rng, two, three = np.random.default_rng(0), make(K - 1), make(K)
+    states = [two.init(None), three.init(None)]
+    where = jnp.array([True, True, False])
+    for _ in range(5):
+        losses = jnp.array([*rng.uniform(0.5, 3, K - 1), np.nan], jnp.float32)
+        expected = weigh(losses[:-1], states[0])
+        weights = weigh(losses, states[1], where=where)
+        np.testing.assert_allclose(weights, [*expected, 0], rtol=1e-5)
+        _, states[0] = two.update((), states[0], losses=losses[:-1])
+        _, states[1] = three.update((), states[1], losses=losses, where=where)
+    never = three.init(None)
+    assert weighted_loss(losses, never, where=False) == 0
+    np.testing.assert_array_equal(weigh(losses, never, where=False), [0, 0, 0])
 
 
 @every_method
@@ -91,9 +126,9 @@ def test_named_losses_and_bfloat16(make):
     assert weighted_loss(losses, state).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"rlw", "stl"}))
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith(ORDERED)])
 def test_permuting_tasks_permutes_the_weights(name):
-    """With the state's arrays over tasks permuted along. (RLW draws, STL takes, by position.)"""
+    """With the state's arrays over tasks permuted along."""
     state = advanced(METHODS[name]())
     order = jnp.array([2, 0, 1])
     permuted = jax.tree.map(
