@@ -14,11 +14,16 @@ WEIGHTING = {  # of K
     "dwa": lambda k: weighting.dwa(k, window=2),
     "uw": weighting.uw,
     "amortized_mgda": weighting.amortized_mgda,
+    "amortized_nash_mtl": weighting.amortized_nash_mtl,
     "first_loss": weighting.first_loss,
     "imtl_l": weighting.imtl_l,
 }
 # Those whose weights are learned from the losses, not drawn or given.
-LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l")
+LEARNED = ("famo", "amortized_mgda", "amortized_nash_mtl", "dwa", "uw", "first_loss", "imtl_l")
+# Those whose direction takes a few pullbacks, and is the gradient of no weighted loss.
+DIRECTING = {"amortized_cagrad": weighting.amortized_cagrad}
+# Those that learn from the change of the losses, measured in one pass, two, or by slope.
+FROM_CHANGES = ("famo", "amortized_mgda", "amortized_nash_mtl", "amortized_cagrad")
 
 AGGREGATION = {  # of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more.
     "mgda": lambda k, **kwargs: aggregation.mgda(**kwargs),
@@ -75,6 +80,7 @@ SPARSE = ("mgda", "moco")
 
 def chains(num_tasks, optimizer):
     """Every method in a chain with an optimizer, by name."""
-    weighted = {name: optax.chain(optimizer, make(num_tasks)) for name, make in WEIGHTING.items()}
+    last = WEIGHTING | DIRECTING
+    weighted = {name: optax.chain(optimizer, make(num_tasks)) for name, make in last.items()}
     combined = {name: optax.chain(make(num_tasks), optimizer) for name, make in AGGREGATION.items()}
     return weighted | combined

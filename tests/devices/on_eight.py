@@ -14,10 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from famo_jax import famo
-from tests.methods import AGGREGATION
+from tests.methods import AGGREGATION, FROM_CHANGES
 
 from .problem import (
-    LEARN_FROM_CHANGES,
     NUM_TASKS,
     SGD,
     TX,
@@ -39,7 +38,7 @@ except ImportError:  # older JAX
     from jax.experimental.shard_map import shard_map
     from jax.sharding import use_mesh as set_mesh
 
-CASES = [(name, False) for name in TX] + [(name, True) for name in LEARN_FROM_CHANGES]
+CASES = [(name, False) for name in TX] + [(name, True) for name in FROM_CHANGES]
 every_method = pytest.mark.parametrize(("name", "two_pass"), CASES)
 
 # Of each parameter a part on every device. Of the kernel columns: task gradients that are

@@ -16,7 +16,6 @@ SGD = optax.sgd(1e-2, momentum=0.9)
 CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), SGD)  # the lengths of gradients differ
 
 TX = chains(NUM_TASKS, CLIPPED)
-LEARN_FROM_CHANGES = ("amortized_mgda", "famo")
 
 
 class Problem(NamedTuple):
