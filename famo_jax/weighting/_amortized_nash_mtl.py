@@ -21,6 +21,7 @@ class AmortizedNashMtlState(NamedTuple):
     opt_state: optax.OptState  # of the logits' optimizer
     losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
     weights: jax.Array  # [K], 1 / |l - b| of the first loss, 0 before a task was seen
+    sizes: jax.Array  # [K], |r| when it was last measured, 0 before
     min_losses: jax.Array  # [K], b
 
 
@@ -38,28 +39,27 @@ def amortized_nash_mtl(
     .. math:: L = \sum_i w_i (\ell_i - b_i), \quad w_i = \frac{z_i}{|\ell_i(0) - b_i|}, \quad
         z = \mathrm{softmax}(\xi), \qquad
         r_i = w_i (\ell_i - \ell_i'), \quad
-        \delta_i = \frac{r_i}{\sum_j |r_j|} - \mathrm{mean}_k \frac{r_k}{\sum_j |r_j|}
+        \delta_i = \frac{r_i - \bar r}{\sum_j |r_j|}
 
     Nash-MTL's weights solve :math:`w_i (G w)_i = 1`: all tasks have the same share :math:`r_i` in
     the fall of the weighted loss, and so they have here where the logits rest. Shares know no
     units: neither a weight nor a step changes when a loss is given in others. There is no gamma: a
-    task whose weight is small has a small share, and gains.
+    task whose weight is small has a small share, and gains. Nor is there a normalizer: weights
+    start at one over the first loss, as :func:`first_loss` holds them, so that L is 1 at first and
+    then falls as the losses do, free of units where its length matters (SGD, clipping, decay).
 
-    Weights start at one over the first loss, as :func:`first_loss` holds them, so that L is 1 at
-    the first step; where its length matters (SGD, clipping, weight decay) this keeps it free of
-    units, and it falls as the losses do. ``update`` takes ``losses``, ``losses_fn``, ``new_losses``
-    and ``where`` as FAMO's does, one-pass, two-pass or by slope, at FAMO's cost.
+    ``update`` takes ``losses``, ``losses_fn``, ``new_losses`` and ``where`` as FAMO's does,
+    one-pass, two-pass or by slope, at FAMO's cost.
 
-    * **Any sign.** Losses may be negative or 0 at any time. The first that is finite and not at its
-      bound is a task's unit; until then the task weighs what it would by the loss it has, and 0 at
-      the bound. A first loss far from typical is made good as the logits learn.
-    * **A rise** is a negative share: the task gains weight, by at most the learning rate a step
-      with the default Adam.
-    * **Absent tasks** have a share of 0. One that is present in a part of the batches so gets a
-      weight for its whole, as if the step were the mean over batches; batches of one task each tell
-      nothing of shares. What is not finite counts likewise. One never seen has the mean of the
-      others' logits, and joins with that.
-    * **At rest for all tasks**, as in an optimum of each, nothing is learned.
+    * Losses may have any sign. The first that is finite and not at its bound is a task's unit; one
+      far from typical is made good as the logits learn. Until then a task weighs by the loss that
+      it has, and 0 at the bound.
+    * A loss that rises has a negative share: its task gains weight.
+    * Absent tasks have a share of 0, but count in the sum by the :math:`|r_i|` last measured, so
+      that a task that is in few batches weighs more in these, and as much over all as it would in
+      full ones. What is not finite, nor its square, counts likewise. A task never seen joins with
+      the mean of the others' logits.
+    * If no loss changes, nothing is learned.
 
     Args:
       num_tasks: K, the number of losses.
@@ -106,7 +106,10 @@ def amortized_nash_mtl(
         fields = _famo.start(num_tasks, inner)
         weights = jnp.zeros_like(fields["losses"])
         return AmortizedNashMtlState(
-            weights=weights, min_losses=jnp.array(bounds(), weights.dtype), **fields
+            weights=weights,
+            sizes=jnp.zeros_like(weights),
+            min_losses=jnp.array(bounds(), weights.dtype),
+            **fields,
         )
 
     learn = functools.partial(_learn, optimizer=inner)
@@ -136,18 +139,20 @@ def _learn(
     """One update of the state: towards equal shares in the fall of the weighted loss."""
     weights = _first_weights(state, present, *change.losses)
     seen = weights > 0
-    falls = weights * _change.fall(change)
-    measured = present & seen & jnp.isfinite(falls)
-    shares = _relative(state.logits, seen) * jnp.where(measured, falls, 0)
-    for size in (jnp.max, jnp.sum):  # the sum of the largest falls need not be finite
-        total = size(jnp.abs(shares))
-        shares = shares / jnp.where(total > 0, total, 1)
+    relative = weights * _change.fall(change)
+    measured = present & seen & jnp.isfinite(jnp.square(relative))  # so that all of them add up
+    falls = _relative(state.logits, seen) * jnp.where(measured, relative, 0)  # r
+    # An absent task counts by what it was: the total of a batch must not depend on who is there.
+    sizes = jnp.where(measured, jnp.abs(falls), state.sizes)
+    total = jnp.sum(sizes)
+    shares = falls / jnp.where(total > 0, total, 1)
     stepped = _famo.step_logits(state, shares - jnp.mean(shares), measured, optimizer)
     mean = jnp.sum(jnp.where(seen, stepped.logits, 0)) / jnp.maximum(jnp.sum(seen), 1)
     updated: AmortizedNashMtlState = stepped._replace(
         logits=jnp.where(seen, stepped.logits, mean),
         losses=_tasks.last_seen(state.losses, present, *change.losses),
         weights=weights,
+        sizes=sizes,
     )
     return updated
 
