@@ -53,7 +53,7 @@ def amortized_nash_mtl(
 
     * Losses may have any sign. The first that is finite and not at its bound is a task's unit; one
       far from typical is made good as the logits learn. Until then a task weighs by the loss that
-      it has, and 0 at the bound.
+      it has, at the bound as one of 1.
     * A loss that rises has a negative share: its task gains weight.
     * Absent tasks have a share of 0, but count in the sum by the :math:`|r_i|` last measured, so
       that a task that is in few batches weighs more in these, and as much over all as it would in
@@ -163,5 +163,6 @@ def scalarize_amortized_nash_mtl(
 ) -> jax.Array:
     """The sum of the losses weighted by w, ``[]``."""
     first = _first_weights(state, present, jax.lax.stop_gradient(losses))
+    first = jnp.where(present & (first == 0), 1, first)
     weights = first * _relative(state.logits, first > 0)
-    return jnp.sum(jnp.where(present & (first > 0), weights * (losses - state.min_losses), 0))
+    return jnp.sum(jnp.where(present, weights * (losses - state.min_losses), 0))

@@ -297,10 +297,11 @@ def test_losses_of_any_sign_weigh_by_their_size(sign):
 
 
 def test_a_loss_of_zero_is_taken_up_when_it_is_none():
+    """Else nothing would move where all start at 0."""
     tx = amortized_nash_mtl(3)
     first = LOSSES.at[1].set(0)
     np.testing.assert_allclose(
-        loss_weights(first, tx.init(None)), jnp.array([1, 0, 0.0625]), rtol=1e-6
+        loss_weights(first, tx.init(None)), jnp.array([2, 1, 0.125]) / 3, rtol=1e-6
     )
     _, state = tx.update((), tx.init(None), losses=first)
     np.testing.assert_allclose(state.weights, [2, 0, 0.125])
