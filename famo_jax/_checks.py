@@ -103,9 +103,11 @@ def check_state(state: Any, expected: Any) -> None:
 
 
 def adam_unless(
-    optimizer: optax.GradientTransformation | None, learning_rate: optax.ScalarOrSchedule
+    optimizer: optax.GradientTransformation | None,
+    learning_rate: optax.ScalarOrSchedule,
+    default: float = LEARNING_RATE,
 ) -> optax.GradientTransformation:
-    """The optimizer given for what a method learns, or Adam."""
+    """The optimizer given for what a method learns, or Adam, whose rate has this default."""
     if not callable(learning_rate):
         check_rate("learning_rate", learning_rate)
     if optimizer is None:
@@ -116,9 +118,7 @@ def adam_unless(
             f"{type(optimizer).__name__}"
         )
     traced = isinstance(learning_rate, jax.core.Tracer)
-    if not traced and (
-        callable(learning_rate) or np.float32(learning_rate) != np.float32(LEARNING_RATE)
-    ):
+    if not traced and (callable(learning_rate) or np.float32(learning_rate) != np.float32(default)):
         raise ValueError(
             "expected one of `learning_rate` and `optimizer`, got both: the optimizer given has a "
             f"rate of its own, so {learning_rate!r} would be unused"

@@ -167,45 +167,78 @@ def logits_optimizer(
     return optax.chain(*links, _checks.adam_unless(optimizer, learning_rate))
 
 
+def start(num_tasks: int, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """The fields of a state before the first update: equal weights, no loss seen."""
+    logits = jnp.zeros(num_tasks)
+    return {
+        "logits": logits,
+        "opt_state": optimizer.init(logits),
+        "losses": jnp.full_like(logits, jnp.inf),
+    }
+
+
 def step_logits(
-    state: Any, decrease: jax.Array, measured: jax.Array, optimizer: optax.GradientTransformation
+    state: Any, delta: jax.Array, measured: jax.Array, optimizer: optax.GradientTransformation
 ) -> Any:
-    """Steps xi by the decrease of the losses, or of their logarithms, where it was measured.
+    """Steps xi against a gradient: xi <- xi + optimizer(delta + gamma xi).
 
     Args:
       state: With the fields ``logits`` and ``opt_state``.
-      decrease: ``[K]``
+      delta: ``[K]``
       measured: ``[K]``, bool. If it holds nowhere, the state stays as it is.
       optimizer: Of the logits.
 
     Returns:
       The next state.
     """
-    # delta = J_softmax(xi)^T decrease
-    _, pullback = jax.vjp(jax.nn.softmax, state.logits)
-    (delta,) = pullback(jnp.where(measured, decrease, 0))
-    # xi <- xi + optimizer(delta + gamma xi)
     updates, opt_state = optimizer.update(delta, state.opt_state, state.logits)
     logits = optax.apply_updates(state.logits, updates)
     stepped = state._replace(logits=logits, opt_state=opt_state)
     return optax.tree.where(jnp.any(measured), stepped, state)
 
 
+def equalize(
+    state: Any,
+    decrease: jax.Array,
+    measured: jax.Array,
+    optimizer: optax.GradientTransformation,
+) -> Any:
+    """Steps xi towards equal decreases.
+
+    Args:
+      state: With the fields ``logits`` and ``opt_state``.
+      decrease: ``[K]``, of the losses or of a function of them.
+      measured: ``[K]``, bool, where it was measured. What is not finite counts as zero.
+      optimizer: Of the logits.
+
+    Returns:
+      The next state.
+    """
+    # Adam squares it, and an infinite moment would stay so.
+    measured = measured & jnp.isfinite(jnp.square(decrease))
+    # delta = J_softmax(xi)^T decrease
+    _, pullback = jax.vjp(jax.nn.softmax, state.logits)
+    (delta,) = pullback(jnp.where(measured, decrease, 0))
+    return step_logits(state, delta, measured, optimizer)
+
+
 def _step(
     state: FamoState,
-    before: jax.Array,
-    after: jax.Array,
+    change: _change.Change,
     present: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
 ) -> FamoState:
-    """One update of the state by the losses before and after, all ``[K]``."""
-    gaps = _gap(jnp.stack([before, after]).astype(state.losses.dtype), state.min_losses)
-    # A change that is not finite counts as zero.
-    measured = present & jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
-    log_before, log_after = jnp.log(jnp.where(measured, gaps, 1))
-    stepped: FamoState = step_logits(state, log_before - log_after, measured, optimizer)
-    return stepped._replace(losses=_tasks.last_seen(state.losses, present, before, after))
+    """One update of the state, by the change of the logarithms of D."""
+    gaps = jnp.stack([_gap(losses, state.min_losses) for losses in change.losses])
+    exists = jnp.all((gaps > 0) & jnp.isfinite(gaps), axis=0)
+
+    def log_d(losses: jax.Array) -> jax.Array:
+        return jnp.log(jnp.where(exists, _gap(losses, state.min_losses), 1))
+
+    decrease = _change.fall(change, log_d)
+    stepped: FamoState = equalize(state, decrease, present & exists, optimizer)
+    return stepped._replace(losses=_tasks.last_seen(state.losses, present, *change.losses))
 
 
 def update_logits(
@@ -293,7 +326,9 @@ def _update_logits(
     before = _tasks.flatten_tasks(losses, "losses", num_tasks)
     after = _tasks.flatten_tasks(new_losses, "new_losses", num_tasks, like=losses)
     present = _tasks.flatten_where(where, new_losses, num_tasks)
-    return _step(state, before, after, present, optimizer=optimizer)
+    dtype = state.losses.dtype
+    change = _change.Change((before.astype(dtype), after.astype(dtype)))
+    return _step(state, change, present, optimizer=optimizer)
 
 
 # --- The gradient transformation ------------------------------------------------------------------
@@ -306,6 +341,7 @@ def famo(
     weight_decay: chex.Numeric = 1e-3,
     min_losses: chex.ArrayTree = 0.0,
     normalizer: NormalizerName = "harmonic",
+    measure: _change.Measure = "change",
     smoothing: chex.Numeric = 0.0,
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -328,7 +364,10 @@ def famo(
       ``optax.partition``;
     * two-pass with ``new_losses``, which you evaluated yourself;
     * one-pass with neither, from the losses of the update before to this one's: no second forward
-      pass, and weights that are one change older.
+      pass, and weights that are one change older;
+    * with ``measure="slope"``, by ``losses_fn`` too, which is then differentiated at ``params``
+      along ``updates``: the change without what curvature and rounding make of it, at the price of
+      two-pass.
 
     ``losses`` are those at ``params``, ``where`` the tasks present: see :func:`update_logits`.
     First in its chain, with ``losses_fn``, it would look where the raw gradient leads; only
@@ -346,6 +385,10 @@ def famo(
         above its bound.
       normalizer: c, so the length of the gradient, never its direction: the ``"harmonic"`` (the
         paper's), ``"geometric"`` or ``"arithmetic"`` mean of D weighted by z, or 1 with None.
+      measure: What is taken of the losses: their ``"change"``, as in the paper, or their
+        ``"slope"``, the derivative along the updates that are applied, so that the decrease of
+        log D is -slope / D. The slope needs ``losses_fn``, ``params`` of floating numbers, and
+        functions that have a forward derivative: one with ``jax.custom_vjp`` has none.
       smoothing: The decay of an average over steps (:func:`optax.ema`) of what the logits'
         optimizer gets, the change with its decay. At least 0 and below 1; 0 is the paper.
       optimizer: Instead of Adam, without decay of its own.
@@ -387,14 +430,12 @@ def famo(
     inner = logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
     def init() -> FamoState:
-        logits = jnp.zeros(num_tasks)
+        fields = start(num_tasks, inner)
         return FamoState(
-            logits=logits,
-            opt_state=inner.init(logits),
-            min_losses=jnp.array(bounds(), logits.dtype),  # a copy: states are donated
-            losses=jnp.full_like(logits, jnp.inf),
+            min_losses=jnp.array(bounds(), fields["losses"].dtype),  # a copy: states are donated
             normalizer=NORMALIZERS[normalizer],
+            **fields,
         )
 
     learn = functools.partial(_step, optimizer=inner)
-    return _change.from_changes(init, learn, check=bounds)
+    return _change.from_changes(init, learn, measure=measure, check=bounds)

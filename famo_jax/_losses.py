@@ -142,8 +142,8 @@ def losses_and_grads(
 ) -> Callable[..., Any]:
     """Like :func:`jax.value_and_grad`, for K losses and any method: only the state tells which.
 
-    A weighting method takes one backward pass. An aggregation method takes one for each task, of
-    as much of the model as it has to be:
+    A weighting method takes one backward pass, amortized CAGrad two. An aggregation method takes
+    one for each task, of as much of the model as it has to be:
 
     * by default of all of it. The method gets task-stacked gradients, and combines them;
     * with ``gram_at``, down to these leaves, such as the last shared layer. There the gradients are
@@ -266,10 +266,21 @@ def losses_and_grads(
             else:
                 (grads,) = _task_gradients.task_rows(jacobian, present, chunk_size)
         else:
-            weights = loss_weights(losses, method_state, where=where)
-            grads, *at_features = _task_gradients.pull_back(jacobian, weights)
-            if encoder is not None:
-                grads = optax.tree.add(grads, through(*at_features)[0])
+
+            def pull(weights: chex.ArrayTree) -> chex.ArrayTree:
+                grads, *at_features = _task_gradients.pull_back(jacobian, weights)
+                if encoder is not None:
+                    grads = optax.tree.add(grads, through(*at_features)[0])
+                return grads
+
+            direct, num_tasks = _method.direct_by(method_state)
+            if direct is None:
+                grads = pull(loss_weights(losses, method_state, where=where))
+            else:
+                values = _tasks.flatten_tasks(losses, "losses", num_tasks)
+                present = _tasks.flatten_where(where, losses, values.size)
+                of_flat = lambda weights: pull(_task_gradients.like_losses(jacobian, weights))
+                grads = direct(method_state, of_flat, present)
         return ((losses, aux), grads) if has_aux else (losses, grads)
 
     return losses_and_grads_fn

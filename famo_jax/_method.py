@@ -1,7 +1,8 @@
 """What a method is: a state, known by its type, and what is registered for that type.
 
-A weighting method registers, with :func:`weighting`, the scalar that it makes of K losses; an
-aggregation method only says, with :func:`aggregation`, that it needs the gradients of the tasks.
+A weighting method registers, with :func:`weighting`, the scalar that it makes of K losses, or, with
+:func:`directing`, the direction that it makes of few pullbacks; an aggregation method only says,
+with :func:`aggregation`, that it needs the gradients of the tasks.
 Nothing else changes for a new method.
 """
 
@@ -19,13 +20,16 @@ from famo_jax import _checks, _tasks
 # (state, losses [K], present [K]) -> []. The losses are at least float32, 1 for absent tasks,
 # which contribute no term; its gradient are the loss weights.
 Scalarize: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
+# (state, pull, present [K]) -> gradient, where pull(weights [K]) is that of the weighted losses.
+Direct: TypeAlias = Callable[[Any, Callable[[jax.Array], chex.ArrayTree], jax.Array], Any]
 S = TypeVar("S", bound=type)
 
 
 class Weighting(NamedTuple):
-    """What is registered for the state of a weighting method."""
+    """What is registered for the state of a weighting method: one of the first two."""
 
-    scalarize: Scalarize
+    scalarize: Scalarize | None
+    direct: Direct | None
     tasks: str | None  # the field of the state whose last axis has the length K, if there is one
     last: bool  # whether its two-pass update has to see the updates as they are applied
 
@@ -47,8 +51,18 @@ def weighting(
     """
 
     def register(scalarize: Scalarize) -> Scalarize:
-        _weighting[state_type] = Weighting(scalarize, tasks, last)
+        _weighting[state_type] = Weighting(scalarize, None, tasks, last)
         return scalarize
+
+    return register
+
+
+def directing(state_type: type, *, tasks: str, last: bool = False) -> Callable[[Direct], Direct]:
+    """Registers likewise how states of this type make a gradient that no weighted loss has."""
+
+    def register(direct: Direct) -> Direct:
+        _weighting[state_type] = Weighting(None, direct, tasks, last)
+        return direct
 
     return register
 
@@ -76,14 +90,24 @@ def is_lazy(state: Any) -> bool:
 
 def scalarize_by(state: Any) -> tuple[Scalarize, int | None]:
     """How a state weighs losses, and K, or None where it weighs any number of them."""
-    if is_aggregation(state):
+    scalarize = None if is_aggregation(state) else _weighting[type(state)].scalarize
+    if scalarize is None:
         raise ValueError(
             f"`state`: {type(state).__name__} belongs to a method that combines the gradients of "
             "the tasks, which no weighted loss can express: use `losses_and_grads`"
         )
-    scalarize, tasks, _ = _weighting[type(state)]
+    return scalarize, _num_tasks(state)
+
+
+def direct_by(state: Any) -> tuple[Direct | None, int | None]:
+    """How a state makes a gradient of pullbacks, or None where it weighs losses, and K."""
+    return _weighting[type(state)].direct, _num_tasks(state)
+
+
+def _num_tasks(state: Any) -> int | None:
+    tasks = _weighting[type(state)].tasks
     shape = getattr(getattr(state, tasks), "shape", ()) if tasks else ()
-    return scalarize, shape[-1] if shape else None
+    return shape[-1] if shape else None
 
 
 def from_losses(

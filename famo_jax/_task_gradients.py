@@ -122,10 +122,16 @@ def pull_back(jacobian: Jacobian, cotangents: chex.ArrayTree) -> tuple[chex.Arra
     return total
 
 
+def like_losses(jacobian: Jacobian, weights: jax.Array) -> chex.ArrayTree:
+    """Weights ``[K]``, structured as the losses."""
+    values, unravel = flatten_util.ravel_pytree(jacobian.losses)
+    structured: chex.ArrayTree = unravel(weights.astype(values.dtype))
+    return structured
+
+
 def gradients(jacobian: Jacobian, weights: jax.Array) -> tuple[chex.ArrayTree, ...]:
     """J^T w in each of the variables, of weights ``[K]``."""
-    values, unravel = flatten_util.ravel_pytree(jacobian.losses)
-    return pull_back(jacobian, unravel(weights.astype(values.dtype)))
+    return pull_back(jacobian, like_losses(jacobian, weights))
 
 
 def task_rows(

@@ -118,3 +118,11 @@ def last_seen(losses: jax.Array, present: jax.Array, *seen: jax.Array) -> jax.Ar
     for each in seen:
         losses = jnp.where(present & jnp.isfinite(each), each.astype(losses.dtype), losses)
     return losses
+
+
+def first_seen(first: jax.Array, present: jax.Array, *seen: jax.Array) -> jax.Array:
+    """The first positive, finite value of each task, ``[K]``: ``first``, where that is not 0."""
+    for each in seen:
+        fine = present & jnp.isfinite(each) & (each > 0)
+        first = jnp.where((first == 0) & fine, each.astype(first.dtype), first)
+    return first

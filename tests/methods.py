@@ -14,6 +14,7 @@ WEIGHTING = {  # of K
     "dwa": lambda k: weighting.dwa(k, window=2),
     "uw": weighting.uw,
     "amortized_mgda": weighting.amortized_mgda,
+    "amortized_nash_mtl": weighting.amortized_nash_mtl,
     "first_loss": weighting.first_loss,
     "imtl_l": weighting.imtl_l,
     "gls": weighting.gls,
@@ -25,8 +26,12 @@ WEIGHTING = {  # of K
     "relobralo": lambda k: weighting.relobralo(k, key=0, alpha=0.9, rho=0.5),
 }
 # Those whose weights are learned from the losses, not drawn or given.
-LEARNED = ("famo", "amortized_mgda", "dwa", "uw", "first_loss", "imtl_l", "go4align", "ldc_mtl")
-LEARNED += ("softadapt", "relobralo")
+LEARNED = ("famo", "amortized_mgda", "amortized_nash_mtl", "dwa", "uw", "first_loss", "imtl_l")
+LEARNED += ("go4align", "ldc_mtl", "softadapt", "relobralo")
+# Those whose direction takes a few pullbacks, and is the gradient of no weighted loss.
+DIRECTING = {"amortized_cagrad": weighting.amortized_cagrad}
+# Those that learn from the change of the losses, measured in one pass, two, or by slope.
+FROM_CHANGES = ("famo", "amortized_mgda", "amortized_nash_mtl", "amortized_cagrad")
 
 # Of (K, shared=None). FairGrad's alpha: 200 steps with 2 magnify rounding more. GradNorm's rate: at
 # its balance the sign of rounding decides, which it is not to reach.
@@ -87,6 +92,7 @@ ORDERED = ("rlw", "stl", "ldc_mtl")
 
 def chains(num_tasks, optimizer):
     """Every method in a chain with an optimizer, by name."""
-    weighted = {name: optax.chain(optimizer, make(num_tasks)) for name, make in WEIGHTING.items()}
+    last = WEIGHTING | DIRECTING
+    weighted = {name: optax.chain(optimizer, make(num_tasks)) for name, make in last.items()}
     combined = {name: optax.chain(make(num_tasks), optimizer) for name, make in AGGREGATION.items()}
     return weighted | combined

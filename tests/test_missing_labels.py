@@ -11,14 +11,14 @@ import pytest
 import famo_jax
 from famo_jax import famo, losses_and_grads
 from famo_jax.experiments.problems import digits
-from tests.methods import SPARSE, WEIGHTING, chains
+from tests.methods import FROM_CHANGES, SPARSE, WEIGHTING, chains
 
 K = 4
 SGD = optax.sgd(1e-3)
 TRANSFORMATIONS = chains(K, SGD) | {"famo": optax.chain(SGD, famo(K, learning_rate=0.1))}
 # How the change is measured: with nothing, a function, or the losses after the step.
 MODES = [(name, "one-pass") for name in TRANSFORMATIONS] + [
-    (name, mode) for name in ("famo", "amortized_mgda") for mode in ("losses_fn", "new_losses")
+    (name, mode) for name in FROM_CHANGES for mode in ("losses_fn", "new_losses")
 ]
 SCALES = jnp.array([0.01, 1.0, 30.0, 1000.0])
 TARGETS = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5], [0.3, -1.0]])
@@ -88,7 +88,7 @@ def test_a_task_trains_when_it_is_there_and_only_then(name, mode):
         assert state.logits[NEVER] != 0  # its z is part of the softmax
 
 
-@pytest.mark.parametrize("name", ["famo", "amortized_mgda"])
+@pytest.mark.parametrize("name", FROM_CHANGES)
 def test_the_ways_to_measure_the_change_agree_under_where(name):
     by_function, by_losses = (train(name, mode) for mode in ("losses_fn", "new_losses"))
     np.testing.assert_allclose(by_function[0]["heads"], by_losses[0]["heads"], rtol=1e-5)

@@ -131,9 +131,9 @@ def test_b1_nnx_one_pass():
     np.testing.assert_allclose(state.losses, history[-1], rtol=1e-6)
 
 
-def nnx_two_pass(learning_rate, steps):
+def nnx_two_pass(learning_rate, steps, measure):
     model = Mlp(nnx.Rngs(0), dropout=0.5)
-    tx = optax.chain(optax.adam(learning_rate), famo(3))
+    tx = optax.chain(optax.adam(learning_rate), famo(3, measure=measure))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
     @nnx.jit
@@ -154,15 +154,17 @@ def nnx_two_pass(learning_rate, steps):
     return model, optimizer, history
 
 
-def test_b2_nnx_two_pass():
-    _, optimizer, history = nnx_two_pass(1e-2, 60)
+@pytest.mark.parametrize("measure", ["change", "slope"])
+def test_b2_nnx_two_pass(measure):
+    _, optimizer, history = nnx_two_pass(1e-2, 60, measure)
     assert np.all(np.isfinite(history))
     assert np.ptp(task_weights(optimizer.opt_state)) > 0.01
 
 
-def test_b2_at_learning_rate_zero_the_logits_stay():
+@pytest.mark.parametrize("measure", ["change", "slope"])
+def test_b2_at_learning_rate_zero_the_logits_stay(measure):
     """Same dropout mask and batch statistics in both passes; the statistics advance once."""
-    model, optimizer, _ = nnx_two_pass(0.0, 1)
+    model, optimizer, _ = nnx_two_pass(0.0, 1, measure)
     state = _method.find_state(optimizer.opt_state)
     np.testing.assert_array_equal(state.logits, [0, 0, 0])
     assert optax.tree.get(state.opt_state, "count") == 1  # a step was made, of zero
@@ -220,11 +222,13 @@ class LinenMlp(linen.Module):
         return linen.Dense(3)(linen.relu(linen.Dense(16)(x)))
 
 
-@pytest.mark.parametrize("two_pass", [True, False])
-def test_c_linen(two_pass):
+@pytest.mark.parametrize(
+    ("two_pass", "measure"), [(True, "change"), (False, "change"), (True, "slope")]
+)
+def test_c_linen(two_pass, measure):
     model = LinenMlp()
     params = model.init(jax.random.key(0), X)
-    tx = optax.chain(optax.adam(1e-2), famo(3))
+    tx = optax.chain(optax.adam(1e-2), famo(3, measure=measure))
     state = famo_jax.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 
     @jax.jit

@@ -10,7 +10,9 @@ state tells :func:`famo_jax.losses_and_grads` or :func:`famo_jax.weighted_loss` 
 Under ``where`` the term of an absent task is dropped, and the others keep their weights.
 """
 
+from famo_jax.weighting._amortized_cagrad import AmortizedCagradState, amortized_cagrad
 from famo_jax.weighting._amortized_mgda import AmortizedMgdaState, amortized_mgda
+from famo_jax.weighting._amortized_nash_mtl import AmortizedNashMtlState, amortized_nash_mtl
 from famo_jax.weighting._dwa import DwaState, dwa
 from famo_jax.weighting._first_loss import FirstLossState, first_loss
 from famo_jax.weighting._gls import GlsState, gls
@@ -27,7 +29,9 @@ from famo_jax.weighting._stl import StlState, stl
 from famo_jax.weighting._uw import UwState, uw
 from famo_jax.weighting._uw_so import UwSoState, uw_so
 
-__all__ = ["AmortizedMgdaState", "amortized_mgda"]
+__all__ = ["AmortizedCagradState", "amortized_cagrad"]
+__all__ += ["AmortizedMgdaState", "amortized_mgda"]
+__all__ += ["AmortizedNashMtlState", "amortized_nash_mtl"]
 __all__ += ["DwaState", "dwa"]
 __all__ += ["FirstLossState", "first_loss"]
 __all__ += ["GlsState", "gls"]

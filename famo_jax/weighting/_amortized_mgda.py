@@ -1,6 +1,7 @@
 """Amortized MGDA: what FAMO is without logarithms."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,6 +24,8 @@ def amortized_mgda(
     *,
     learning_rate: optax.ScalarOrSchedule = 0.025,
     weight_decay: chex.Numeric = 1e-3,
+    measure: _change.Measure = "change",
+    smoothing: chex.Numeric = 0.0,
     optimizer: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Amortized MGDA: learns from the losses alone the weights that MGDA solves for.
@@ -32,14 +35,16 @@ def amortized_mgda(
 
     It is :func:`famo_jax.famo` on the losses instead of their logarithms, and equalises how much,
     not by what factor, each loss falls: losses on different scales do not balance. ``update``
-    takes ``losses``, ``losses_fn``, ``new_losses`` and ``where`` as FAMO's does, one-pass and
-    two-pass, and treats what is not finite likewise, a change among it whose square is not. Losses
-    may be negative.
+    takes ``losses``, ``losses_fn``, ``new_losses`` and ``where`` as FAMO's does, one-pass, two-pass
+    or by slope, at FAMO's cost, and treats what is not finite likewise, a change among it whose
+    square is not. Losses may be negative.
 
     Args:
       num_tasks: K, the number of losses.
       learning_rate: Of the logits' Adam: a scalar or a schedule.
       weight_decay: gamma, which pulls the weights to equality.
+      measure: ``"change"`` or ``"slope"``: see :func:`famo_jax.famo`.
+      smoothing: Likewise.
       optimizer: Instead of Adam, without decay or ``learning_rate``.
 
     Returns:
@@ -64,25 +69,24 @@ def amortized_mgda(
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Appendix B
     """
     _checks.check_num_tasks(num_tasks)
-    inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer)
+    inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
     def init() -> AmortizedMgdaState:
-        logits = jnp.zeros(num_tasks)
-        return AmortizedMgdaState(
-            logits=logits, opt_state=inner.init(logits), losses=jnp.full_like(logits, jnp.inf)
-        )
+        return AmortizedMgdaState(**_famo.start(num_tasks, inner))
 
-    def learn(
-        state: AmortizedMgdaState, before: jax.Array, after: jax.Array, present: jax.Array
-    ) -> AmortizedMgdaState:
-        dtype = state.losses.dtype
-        # Adam squares the decrease, and an infinite moment would stay so.
-        decrease = before.astype(dtype) - after.astype(dtype)
-        measured = present & jnp.isfinite(jnp.square(decrease))
-        stepped: AmortizedMgdaState = _famo.step_logits(state, decrease, measured, inner)
-        return stepped._replace(losses=_tasks.last_seen(state.losses, present, before, after))
+    return _change.from_changes(init, functools.partial(learn, optimizer=inner), measure=measure)
 
-    return _change.from_changes(init, learn)
+
+def learn(
+    state: Any,
+    change: _change.Change,
+    present: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+) -> Any:
+    """Steps the logits of a state towards equal falls of the losses."""
+    stepped = _famo.equalize(state, _change.fall(change), present, optimizer)
+    return stepped._replace(losses=_tasks.last_seen(state.losses, present, *change.losses))
 
 
 @_method.weighting(AmortizedMgdaState, tasks="logits", last=True)

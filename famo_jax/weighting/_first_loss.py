@@ -71,7 +71,7 @@ def first_loss(
 
     def learn(state: FirstLossState, losses: jax.Array, present: jax.Array) -> FirstLossState:
         losses = losses.astype(state.weights.dtype)
-        return state._replace(weights=jnp.where(present, _weights(state, losses), state.weights))
+        return state._replace(weights=_weights(state, losses, present))
 
     def check(losses: chex.ArrayTree, num_tasks: int) -> None:
         _tasks.flatten_bounds(min_losses, num_tasks, losses)
@@ -79,16 +79,15 @@ def first_loss(
     return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
 
 
-def _weights(state: FirstLossState, losses: jax.Array) -> jax.Array:
+def _weights(state: FirstLossState, losses: jax.Array, present: jax.Array) -> jax.Array:
     """Those of the state, and by these losses where it has none."""
     weights = 1 / (losses - state.min_losses) / losses.size
-    fine = jnp.isfinite(losses) & jnp.isfinite(weights) & (weights > 0)
-    return jnp.where(state.weights > 0, state.weights, jnp.where(fine, weights, 0))
+    return _tasks.first_seen(state.weights, present, weights)
 
 
 @_method.weighting(FirstLossState, tasks="weights")
 def scalarize_first_loss(state: FirstLossState, losses: jax.Array, present: jax.Array) -> jax.Array:
     """The sum of the losses over their first ones."""
-    weights = jax.lax.stop_gradient(_weights(state, losses))
+    weights = jax.lax.stop_gradient(_weights(state, losses, present))
     terms = weights * (losses - state.min_losses)
     return jnp.sum(jnp.where(present & (weights > 0), terms, 0))

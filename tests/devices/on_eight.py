@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from famo_jax import famo
-from tests.methods import AGGREGATION
+from tests.methods import AGGREGATION, DIRECTING, FROM_CHANGES
 
 from .problem import (
-    LEARN_FROM_CHANGES,
+    BY_SLOPE,
     NUM_TASKS,
     SGD,
     TX,
@@ -39,7 +39,8 @@ except ImportError:  # older JAX
     from jax.experimental.shard_map import shard_map
     from jax.sharding import use_mesh as set_mesh
 
-CASES = [(name, False) for name in TX] + [(name, True) for name in LEARN_FROM_CHANGES]
+CASES = [(name, False) for name in TX if name != BY_SLOPE]
+CASES += [(name, True) for name in (*FROM_CHANGES, BY_SLOPE)]
 every_method = pytest.mark.parametrize(("name", "two_pass"), CASES)
 
 # Of each parameter a part on every device. Of the kernel columns: task gradients that are
@@ -248,11 +249,11 @@ def plain():
 @every_method
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 def test_adds_one_all_reduce_of_the_losses_a_pass(name, two_pass, how):
-    """One for each task instead of one gradient, where a method needs task gradients."""
+    """One for each task instead of one gradient, where a method needs task gradients; or two."""
     compiled = run(name, two_pass, how).compiled
     assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
     passes = 2 if two_pass else 1
-    gradients = NUM_TASKS if name in AGGREGATION else 1
+    gradients = NUM_TASKS if name in AGGREGATION else 2 if name in DIRECTING else 1
     size = sum(leaf.size for leaf in jax.tree.leaves(problem().params))
     assert numbers(plain()) == size
     assert numbers(compiled) <= gradients * size + passes * NUM_TASKS

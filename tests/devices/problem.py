@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from famo_jax import _method, losses_and_grads
+from famo_jax import _method, famo, losses_and_grads
 from tests.methods import chains
 
 STEPS = 200
@@ -15,8 +15,10 @@ NUM_TASKS = 5
 SGD = optax.sgd(1e-2, momentum=0.9)
 CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), SGD)  # the lengths of gradients differ
 
-TX = chains(NUM_TASKS, CLIPPED)
-LEARN_FROM_CHANGES = ("amortized_mgda", "famo")
+BY_SLOPE = "famo by slope"
+TX = chains(NUM_TASKS, CLIPPED) | {
+    BY_SLOPE: optax.chain(CLIPPED, famo(NUM_TASKS, measure="slope")),
+}
 
 
 class Problem(NamedTuple):
@@ -90,9 +92,12 @@ def train(step, params, opt_state, batch):
 
 
 def learnt(opt_state):
-    """The method's state, without moments and remembered gradients: those are of differences."""
+    """The method's state without moments and what is remembered of gradients or changes.
+
+    Those are differences.
+    """
     state = _method.find_state(opt_state)
-    differences = {"opt_state", "gradients"}.intersection(state._fields)
+    differences = {"opt_state", "gradients", "sizes"}.intersection(state._fields)
     return state._replace(**dict.fromkeys(differences, ()))
 
 
