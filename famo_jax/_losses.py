@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import checkify
 
-from famo_jax import _checks, _method, _task_gradients, _tasks
+from famo_jax import _checks, _method, _stacked, _task_gradients, _tasks
 
 
 def weighted_loss(
@@ -137,7 +137,7 @@ def losses_and_grads(
     *,
     has_aux: bool = False,
     encoder: Callable[..., chex.ArrayTree] | None = None,
-    gram_at: _task_gradients.Shared = None,
+    gram_at: _stacked.Shared = None,
     chunk_size: int | None = None,
 ) -> Callable[..., Any]:
     """Like :func:`jax.value_and_grad`, for K losses and any method: only the state tells which.
@@ -219,7 +219,7 @@ def losses_and_grads(
         raise ValueError(f"`encoder`: expected a function, got {type(encoder).__name__}")
     if encoder is not None and gram_at is not None:
         raise ValueError("expected one of `encoder` and `gram_at`, got both")
-    _task_gradients.check_shared(gram_at, "gram_at")
+    _stacked.check_shared(gram_at, "gram_at")
     if chunk_size is not None:
         _checks.check_num_tasks(chunk_size, "chunk_size")
 
@@ -261,7 +261,7 @@ def losses_and_grads(
                     features, through, jacobian, present, chunk_size
                 )
             elif gram_at is not None or _method.is_lazy(method_state):
-                mask = _task_gradients.shared_leaves(gram_at, params, params, "gram_at")
+                mask = _stacked.shared_leaves(gram_at, params, params, "gram_at")
                 grads = _task_gradients.on_parameters(jacobian, present, chunk_size, mask)
             else:
                 (grads,) = _task_gradients.task_rows(jacobian, present, chunk_size)

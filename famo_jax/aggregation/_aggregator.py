@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _checks, _task_gradients, _tasks
-from famo_jax._task_gradients import Heads, Shared, TaskGradients
+from famo_jax import _checks, _stacked, _tasks
+from famo_jax._stacked import Heads, Shared
+from famo_jax._task_gradients import TaskGradients
 from famo_jax.aggregation import _solvers
 
 Weigh: TypeAlias = Callable[..., tuple[jax.Array, Any]]
@@ -61,7 +62,7 @@ def from_gram(
     """
 
     def aggregate(given: Given, state: Any, **losses: jax.Array) -> tuple[chex.ArrayTree, Any]:
-        gram = _task_gradients.gram(given.rows, given.compared)
+        gram = _stacked.gram(given.rows, given.compared)
         weights, state = _weigh(weigh, gram, given.present, state, parameters | losses)
         others = weights if heads == "weights" else _head_weights(heads, given.present)
         return given.from_weights(weights, others), state
@@ -151,7 +152,7 @@ def scale_tasks(updates: optax.Updates, scale: jax.Array) -> optax.Updates:
 
 def _scaled(rows: chex.ArrayTree, scale: jax.Array) -> chex.ArrayTree:
     def scaled(leaf: jax.Array) -> jax.Array:
-        return (leaf * _task_gradients.per_task(scale, leaf)).astype(leaf.dtype)
+        return (leaf * _stacked.per_task(scale, leaf)).astype(leaf.dtype)
 
     return jax.tree.map(scaled, rows)
 
@@ -186,7 +187,7 @@ def transformation(
       num_tasks: K, or None where any number will do.
       needs_losses: Whether ``update`` has to be given ``losses``.
     """
-    _task_gradients.check_shared(shared)
+    _stacked.check_shared(shared)
 
     def update_fn(
         updates: optax.Updates,
@@ -200,12 +201,12 @@ def transformation(
         del extra_args
         like = params
         if isinstance(updates, TaskGradients):
-            rows, present = _task_gradients.present_tasks(updates.rows(), where, losses, None)
+            rows, present = _stacked.present_tasks(updates.rows(), where, losses, None)
             given = _given_by(updates, rows, present, shared, params)
         else:
-            rows, present = _task_gradients.present_tasks(updates, where, losses, params)
-            mask = _task_gradients.shared_leaves(shared, rows, params)
-            given = _stacked(rows, present, mask)
+            rows, present = _stacked.present_tasks(updates, where, losses, params)
+            mask = _stacked.shared_leaves(shared, rows, params)
+            given = _given_stacked(rows, present, mask)
             if params is None:
                 first = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
                 like = jax.tree.map(first, rows)
@@ -224,11 +225,11 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init, update_fn)
 
 
-def _stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> Given:
+def _given_stacked(rows: chex.ArrayTree, present: jax.Array, mask: chex.ArrayTree) -> Given:
     """Task gradients laid out over all parameters."""
 
     def from_weights(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
-        return _task_gradients.combine(rows, weights, mask, others)
+        return _stacked.combine(rows, weights, mask, others)
 
     def from_rows(combined: list[jax.Array], others: jax.Array) -> chex.ArrayTree:
         pending = iter(combined)
@@ -261,13 +262,13 @@ def _given_by(
 
         # Of the rows and not of the weights: so nothing of an absent task reaches the encoder.
         def through(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
-            at = _task_gradients.combine(rows, weights, everywhere, weights)
+            at = _stacked.combine(rows, weights, everywhere, weights)
             return at_features(at, others)
 
         return Given(rows, everywhere, present, through, from_rows)
     if of_weights is None:
         return Given(rows, everywhere, present, lambda *weights: weights, None)
-    mask = _task_gradients.shared_leaves(shared, params, params)
+    mask = _stacked.shared_leaves(shared, params, params)
 
     def on_parameters(weights: jax.Array, others: jax.Array) -> chex.ArrayTree:
         gradient = of_weights(weights, others)

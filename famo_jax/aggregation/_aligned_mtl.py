@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from famo_jax._method import aggregation
-from famo_jax._task_gradients import Shared
+from famo_jax._stacked import Shared
 from famo_jax.aggregation import _aggregator, _solvers
 
 

@@ -8,7 +8,7 @@ import optax
 
 from famo_jax import _checks
 from famo_jax._method import aggregation
-from famo_jax._task_gradients import Shared
+from famo_jax._stacked import Shared
 from famo_jax.aggregation import _aggregator, _solvers
 from famo_jax.aggregation._mgda import mgda_weights
 

@@ -9,7 +9,7 @@ import optax
 
 from famo_jax import _checks, _tasks
 from famo_jax._method import aggregation
-from famo_jax._task_gradients import Shared
+from famo_jax._stacked import Shared
 from famo_jax.aggregation import _memory
 
 EPSILON = 1e-8

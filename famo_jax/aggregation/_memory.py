@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _task_gradients
-from famo_jax._task_gradients import HIGHEST, Shared, per_task
+from famo_jax import _stacked
+from famo_jax._stacked import HIGHEST, Shared, per_task
 from famo_jax.aggregation import _aggregator
 
 Memory: TypeAlias = tuple[jax.Array, ...]
@@ -50,7 +50,7 @@ def from_memory(
     def init_fn(params: chex.ArrayTree) -> Any:
         if params is None:
             raise ValueError("`params`: expected the parameters, to be remembered of, got None")
-        mask = _task_gradients.shared_leaves(shared, params, params)
+        mask = _stacked.shared_leaves(shared, params, params)
         return init(tuple(_zeros(leaf, num_tasks) for leaf in _aggregator.selected(params, mask)))
 
     def aggregate(

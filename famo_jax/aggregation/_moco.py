@@ -8,9 +8,9 @@ import numpy as np
 import optax
 from optax import projections
 
-from famo_jax import _checks, _task_gradients
+from famo_jax import _checks, _stacked
 from famo_jax._method import aggregation
-from famo_jax._task_gradients import Shared
+from famo_jax._stacked import Shared
 from famo_jax.aggregation import _memory
 
 
@@ -111,7 +111,7 @@ def _combine(
     sound = jnp.isfinite(_memory.norms(gradients))
     rates = jnp.where(present & sound, jnp.where(state.seen, beta, 1), 0)
     y = _memory.follow(state.gradients, gradients, rates)
-    gram = _task_gradients.gram(y, (True,) * len(y))
+    gram = _stacked.gram(y, (True,) * len(y))
     total = jnp.sum(state.weights, where=present)
     weights = jnp.where(present, state.weights, 0) / jnp.where(total > 0, total, 1)
     moved = weights - gamma * (gram @ weights + rho * weights)

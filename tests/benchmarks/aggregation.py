@@ -18,12 +18,12 @@ import numpy as np
 from scipy import optimize
 
 import famo_jax.aggregation as ours
-from famo_jax import _task_gradients
+from famo_jax import _stacked
 
 
 def ours_from_jacobian(weights_fn):
     def weights(jacobian):
-        return weights_fn(_task_gradients.gram(jacobian, True))
+        return weights_fn(_stacked.gram(jacobian, True))
 
     return jax.jit(weights)
 
