@@ -51,7 +51,8 @@ def gradvac(
     the precision of the dtype.
 
     The paper applies it to parts of the parameters by themselves too; this is its "whole model".
-    TorchJD and LibMTL take the sum, ``optax.chain(gradvac(K, key=0), optax.scale(K))``, and beta = 0.5.
+    TorchJD and LibMTL take the sum, ``optax.chain(gradvac(K, key=0), optax.scale(K))``, and have a
+    beta of 0.5.
 
     Args:
       num_tasks: K, the number of tasks.
