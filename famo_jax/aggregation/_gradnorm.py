@@ -81,7 +81,7 @@ def gradnorm(
 
     References:
       Chen et al., `GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
-      Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, eq. 1 and 2, Algorithm 1
+      Networks <https://arxiv.org/abs/1711.02257>`_, ICML 2018, eq. 2
     """
     _checks.check_num_tasks(num_tasks)
     _checks.check_rate("alpha", alpha)

@@ -50,8 +50,9 @@ def gradvac(
     cannot be reached by adding a multiple of :math:`g_j`: it counts as 1 less the square root of
     the precision of the dtype.
 
-    The paper applies it to each layer by itself; this is its "whole model", as in TorchJD. TorchJD
-    and LibMTL take the sum, ``optax.chain(gradvac(K, key=0), optax.scale(K))``, and beta = 0.5.
+    The paper applies it to parts of the parameters by themselves too; this is its "whole model".
+    TorchJD and LibMTL take the sum, ``optax.chain(gradvac(K, key=0), optax.scale(K))``, and have a
+    beta of 0.5.
 
     Args:
       num_tasks: K, the number of tasks.
@@ -79,7 +80,7 @@ def gradvac(
 
     References:
       Wang et al., `Gradient Vaccine: Investigating and Improving Multi-task Optimization in
-      Massively Multilingual Models <https://arxiv.org/abs/2010.05874>`_, ICLR 2021, Algorithm 1
+      Massively Multilingual Models <https://arxiv.org/abs/2010.05874>`_, ICLR 2021
     """
     _checks.check_num_tasks(num_tasks)
     _checks.check_key(key)

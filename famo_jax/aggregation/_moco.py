@@ -53,9 +53,9 @@ def moco(
     need no care; one of zero draws the weight, as in MGDA. A gradient that is not finite gives NaN;
     it is not remembered, and the weights stay.
 
-    The authors' code and LibMTL let :math:`\beta` and :math:`\gamma` fall with the root of the
-    number of steps, start Y at 0, bring the gradients to the lengths of the losses first, and take
-    a softmax for :math:`\Pi_\Delta` in some experiments, none of which is in the paper's algorithm.
+    LibMTL's, made of the authors' code, lets :math:`\beta` and :math:`\gamma` fall with the root of
+    the number of steps, starts Y at 0, brings the gradients to the lengths of the losses first, and
+    takes a softmax for :math:`\Pi_\Delta`.
 
     Args:
       num_tasks: K, the number of tasks.
@@ -83,7 +83,7 @@ def moco(
 
     References:
       Fernando et al., `Mitigating Gradient Bias in Multi-objective Learning: A Provably Convergent
-      Approach <https://arxiv.org/abs/2210.12624>`_, ICLR 2023, Algorithm 1
+      Approach <https://arxiv.org/abs/2210.12624>`_, ICLR 2023
     """
     _checks.check_num_tasks(num_tasks)
     for name, value in (("beta", beta), ("gamma", gamma), ("rho", rho)):

@@ -35,9 +35,9 @@ def upgrad(*, shared: Shared = None) -> optax.GradientTransformationExtraArgs:
     and others with 0 inside of their convex hull, give 0. Of linearly dependent gradients the
     weights need not be unique, but the direction is.
 
-    The official code, TorchJD, has this scale, and adds 1e-4 times the sum of all
-    :math:`\lVert g_i \rVert^2` to the diagonal of G, so that its direction may conflict a little
-    with short gradients. LibMTL has the sum: ``optax.chain(upgrad(), optax.scale(K))``.
+    The official code, TorchJD, and LibMTL have this scale, and add 1e-4 times the sum of all
+    :math:`\lVert g_i \rVert^2` to the diagonal of G, so that their direction may conflict a little
+    with short gradients.
 
     Args:
       shared: The leaves whose gradients decide. Default: all.

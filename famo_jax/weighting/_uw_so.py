@@ -29,8 +29,8 @@ def uw_so(
 
     with w constant to differentiation. :math:`1 / \ell_i` is the weight that :func:`uw` and
     :func:`imtl_l` learn, at its optimum and so without learning (the paper's UW-O, whose gradient
-    is K times that of :func:`si`); the softmax takes the outliers out of it. It hands the updates
-    through untouched, at the cost of one backward pass.
+    is K times that of :func:`si`); the softmax takes the outliers out of it. The authors' code adds
+    1e-8 to the losses. It hands the updates through untouched, at the cost of one backward pass.
 
     T has the unit of one over a loss. Choose it on validation, on a logarithmic grid: with T far
     below :math:`1 / \ell` the task of the smallest loss gets all the weight, and with T far above

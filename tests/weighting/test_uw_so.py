@@ -8,7 +8,7 @@ import pytest
 
 from famo_jax import loss_weights
 from famo_jax.weighting import imtl_l, si, uw_so
-from tests.weighting.histories import LOSSES, follow
+from tests.weighting.histories import LOSSES, THEIRS, follow
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 20.0])
@@ -20,6 +20,12 @@ def test_by_the_paper_s_equations(temperature, x64):
         expected = exponentials / exponentials.sum()
         np.testing.assert_allclose(ours, expected, rtol=1e-12)
         np.testing.assert_allclose(value, expected @ losses, rtol=1e-12)
+
+
+def test_as_the_authors_code_computes_it(x64):
+    """Which adds 1e-8 to the losses."""
+    weights, _, _ = follow(uw_so(3, temperature=2.0, min_losses=-1e-8), LOSSES)
+    np.testing.assert_allclose(weights, THEIRS["uw_so/weights"], rtol=1e-10)
 
 
 def test_bounds_are_taken_off(x64):
