@@ -115,9 +115,6 @@ STUDY = Study(
             _command.one_of([*PROBLEMS]), f"one of {', '.join(PROBLEMS)}", metavar="NAME"
         ),
         "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run"),
-        "logits_rate": Option(
-            _command.positive_float, "of Nash-MTL's logits, to choose from", True, "RATE"
-        ),
     },
     epilog=described(METHODS),
     check=_comparison.check,
