@@ -366,8 +366,8 @@ def famo(
     * one-pass with neither, from the losses of the update before to this one's: no second forward
       pass, and weights that are one change older;
     * with ``measure="slope"``, by ``losses_fn`` too, which is then differentiated at ``params``
-      along ``updates``: the change without what curvature and rounding make of it, at the price of
-      two-pass.
+      along ``updates``: the change without what curvature and rounding make of it, for up to one
+      more forward pass than two-pass.
 
     ``losses`` are those at ``params``, ``where`` the tasks present: see :func:`update_logits`.
     First in its chain, with ``losses_fn``, it would look where the raw gradient leads; only

@@ -115,6 +115,9 @@ OPTIONS = {  # what means the same is called the same
     "learning_rate": Option(
         positive_float, "of the model's optimizer, to choose from", True, "RATE"
     ),
+    "logits_rate": Option(
+        positive_float, "learning rate of the logits, to choose from", True, "RATE"
+    ),
     "gamma": Option(non_negative_float, "decay of FAMO's logits, to choose from", True, "GAMMA"),
 }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from famo_jax.experiments._train import Arm, Results, Session
 
 MAX_ROWS = 2**24  # some 200 bytes each
+LOGITS_RATE = 0.005  # of amortized Nash-MTL, where a study does not choose it
 
 
 def study(
@@ -89,25 +90,40 @@ def settings_of(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[dict[
     ]
 
 
+def evenly(method: Method, grid: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """The grid in which a method without hyperparameters has as many settings as the others.
+
+    It is chosen from learning rates that lie as much closer to each other.
+    """
+    rates = grid["learning_rate"]
+    if method.takes or len(rates) == 1:
+        return grid
+    finer = np.geomspace(min(rates), max(rates), len(rates) * len(grid["gamma"]))
+    return {**grid, "learning_rate": finer.tolist()}
+
+
 def run(
     problem: Problem,
     facts: Callable[[], Mapping[str, Any]],
     timed: Sequence[str],
     options: argparse.Namespace,
     session: "Session",
+    even: bool = False,
 ) -> Runs:
-    """Trains every method at all its settings."""
+    """Trains every method at all its settings, the same number of each method if ``even``."""
     from famo_jax.experiments import _train
 
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     grid = {
         "learning_rate": options.learning_rate,
         "gamma": options.gamma,
+        "logits_rate": getattr(options, "logits_rate", [LOGITS_RATE]),
         "task": range(len(problem.tasks)),
     }
 
     def arm(name: str, data: Any) -> "Arm":
-        settings = settings_of(METHODS[name], grid)
+        method = METHODS[name]
+        settings = settings_of(method, evenly(method, grid) if even else grid)
         return _train.Arm(name, problem, data, options.steps, METHODS[name], settings, seeds)
 
     def plan(options: argparse.Namespace) -> "Generator[Sequence[Arm], Results, None]":
@@ -185,6 +201,8 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
         if METHODS[name].has_logits:
             found["logit_range"] = _range(own["logit_range"][index])
             found["task_weights"] = own["task_weights"][index].mean(axis=0)
+        if "logits_rate" in METHODS[name].takes:
+            found["logits_rate"] = settings[index]["logits_rate"]
         if "gamma" in METHODS[name].takes:
             found["gamma"] = settings[index]["gamma"]
             found["by_gamma"] = []
@@ -257,7 +275,7 @@ def _range(ranges: Array) -> dict[str, float]:
 def opponents(name: str) -> tuple[str, ...]:
     """What a method is compared with: of the forms of FAMO those with the same c."""
     c = "-no-c" if name.endswith("-no-c") else ""
-    return ("ls", *CONTROLS, "uw", f"famo{c}", f"famo-one-pass{c}")
+    return ("ls", *CONTROLS, "first-loss", "uw", f"famo{c}", f"famo-one-pass{c}")
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -282,12 +300,13 @@ def methods_table(summary: Summary) -> Any:
     Then ``worst`` is the greatest change of a metric against single-task learning, counted up where
     it is worse, and ``better`` is how many tasks are better than by single-task learning.
     """
-    tasks = summary["tasks"]
+    tasks, rows = summary["tasks"], summary["methods"].values()
     few = len(tasks) <= MOST_COLUMNS
     spread = ("worst\ntask\n(%)", f"better\nof {len(tasks)}")
+    own = "gamma" if not any("logits_rate" in each for each in rows) else "gamma\nor ξ\nrate"
     headers = (
         *((task["metric"].replace(" ", "\n") for task in tasks) if few else spread),
-        *("Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", "gamma"),
+        *("Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", own),
         *(() if few else ("logit\nrange",)),
         "step\n/ ls",
     )
@@ -306,8 +325,8 @@ def methods_table(summary: Summary) -> Any:
             *cells,
             _tables.with_error(figures["delta_m"]),
             f"{figures['mean_rank']:.2f}",
-            f"{rate[0]:g}" if len(rate) == 1 else "below",
-            f"{figures['gamma']:g}" if "gamma" in figures else "",
+            f"{rate[0]:.2g}" if len(rate) == 1 else "below",
+            next((f"{figures[key]:g}" for key in ("gamma", "logits_rate") if key in figures), ""),
             *(() if few else (f"{drift['end']:.2f}" if drift else "",)),
             "" if step is None else f"{step:.2f}",
         )
@@ -340,6 +359,7 @@ def differences(summary: Summary) -> Any:
 _COLUMNS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "si": lambda _: ("si",),
     "frozen": lambda _: ("frozen",),
+    "first": lambda _: ("first-loss",),
     "uw": lambda _: ("uw",),
     "two-pass": lambda name: (opponents(name)[-2],),
     "one-pass": lambda name: (opponents(name)[-1],),

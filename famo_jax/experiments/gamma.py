@@ -454,9 +454,6 @@ STUDY = Study(
     options={
         "seeds_of_waves": Option(_command.positive_int, "seeds that report the regressions"),
         "batch_size": _command.OPTIONS["batch_size"]._replace(several=True),
-        "logits_rate": Option(
-            _command.positive_float, "learning rate of the logits, to choose from", True, "RATE"
-        ),
         "tasks": Option(_command.positive_int, "numbers of tasks of the scaling part", True, "K"),
     },
     check=check,

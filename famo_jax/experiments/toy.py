@@ -196,6 +196,16 @@ METHODS: dict[str, Method] = {
     "si": Method(
         "SI", lambda: optax.chain(_adam(), famo_jax.weighting.si(min_losses=jnp.array(MIN_LOSSES)))
     ),
+    "nash-slope": Method(
+        "amortized Nash-MTL, by slope",
+        lambda: optax.chain(
+            _adam(),
+            famo_jax.weighting.amortized_nash_mtl(
+                K, min_losses=jnp.array(MIN_LOSSES), measure="slope"
+            ),
+        ),
+        "two-pass",
+    ),
     "mgda": Method(
         "MGDA", lambda: optax.chain(famo_jax.aggregation.mgda(), _adam()), official="mgda"
     ),

@@ -1,15 +1,19 @@
 """A whole training step of every method beside TorchJD. Prints a table; run it by hand.
 
     python tests/benchmarks/training_step.py [--tasks K ...] [--width N] [--rounds N] [--rest S]
+    python tests/benchmarks/training_step.py --amortized [--tasks K ...] [--width N] [--rounds N]
 
 A network of about a million parameters (256 inputs, two hidden layers, one output a task), batch
 64, Adam. Each side as its users run it: ours jitted, with the state donated; TorchJD eager. All
-steps are timed in turn; shown are medians and quartiles.
+steps are timed in turn; shown are medians and quartiles. With ``--amortized`` ours alone: what
+learns from the change of the losses, by one pass, two or the slope, over the step of the mean in
+the same round.
 """
 
 import argparse
 import functools
 import itertools
+import os
 import time
 import warnings
 
@@ -19,7 +23,7 @@ import numpy as np
 import optax
 
 import famo_jax
-from famo_jax import losses_and_grads
+from famo_jax import aggregation, losses_and_grads, weighting
 
 FEATURES, BATCH = 256, 64
 
@@ -31,7 +35,39 @@ def kernels(rng, width, num_tasks):
     ]
 
 
-def our_steps(weights, x, y, num_tasks):
+def our_methods(num_tasks):
+    """Each with its way to measure the change, of those that do."""
+    adam = optax.adam(1e-3)
+    return {
+        "mean": (optax.chain(adam, weighting.ls()), "one-pass"),
+        "famo": (optax.chain(adam, famo_jax.famo(num_tasks)), "two-pass"),  # as theirs
+        "dwa": (optax.chain(adam, weighting.dwa(num_tasks)), "one-pass"),
+        "uw": (optax.chain(adam, weighting.uw(num_tasks)), "one-pass"),
+        "mgda": (optax.chain(aggregation.mgda(), adam), "one-pass"),
+        "pcgrad": (optax.chain(aggregation.pcgrad(key=0), adam), "one-pass"),
+        "cagrad": (optax.chain(aggregation.cagrad(c=0.4), adam), "one-pass"),
+        "imtl_g": (optax.chain(aggregation.imtl_g(), adam), "one-pass"),
+        "graddrop": (optax.chain(aggregation.graddrop(key=0), adam), "one-pass"),
+        "nash_mtl": (optax.chain(aggregation.nash_mtl(), adam), "one-pass"),
+    }
+
+
+def amortized_methods(num_tasks):
+    adam = optax.adam(1e-3)
+    found = {"mean": (optax.chain(adam, weighting.ls()), "one-pass")}
+    for name, make in {
+        "famo": famo_jax.famo,
+        "nash": weighting.amortized_nash_mtl,
+        "mgda": weighting.amortized_mgda,
+        "cagrad": weighting.amortized_cagrad,
+    }.items():
+        for how in ("one-pass", "two-pass", "slope"):
+            measure = "slope" if how == "slope" else "change"
+            found[f"{name} {how}"] = (optax.chain(adam, make(num_tasks, measure=measure)), how)
+    return found
+
+
+def our_steps(methods, weights, x, y):
     def losses_fn(params):
         hidden = x
         for kernel in params[:-1]:
@@ -39,25 +75,12 @@ def our_steps(weights, x, y, num_tasks):
         return jnp.mean((hidden @ params[-1] - y) ** 2, axis=0)
 
     x, y = jnp.asarray(x), jnp.asarray(y)
-    adam = optax.adam(1e-3)
-    chains = {
-        "mean": optax.chain(adam, famo_jax.weighting.ls()),
-        "famo": optax.chain(adam, famo_jax.famo(num_tasks)),
-        "dwa": optax.chain(adam, famo_jax.weighting.dwa(num_tasks)),
-        "uw": optax.chain(adam, famo_jax.weighting.uw(num_tasks)),
-        "mgda": optax.chain(famo_jax.aggregation.mgda(), adam),
-        "pcgrad": optax.chain(famo_jax.aggregation.pcgrad(key=0), adam),
-        "cagrad": optax.chain(famo_jax.aggregation.cagrad(c=0.4), adam),
-        "imtl_g": optax.chain(famo_jax.aggregation.imtl_g(), adam),
-        "graddrop": optax.chain(famo_jax.aggregation.graddrop(key=0), adam),
-        "nash_mtl": optax.chain(famo_jax.aggregation.nash_mtl(), adam),
-    }
 
-    def make(name, tx):
+    def make(tx, how):
         @functools.partial(jax.jit, donate_argnums=(0, 1))
         def step(params, opt_state):
             losses, grads = losses_and_grads(losses_fn)(params, state=opt_state)
-            extra = {"losses_fn": losses_fn} if name == "famo" else {}  # two-pass, as theirs
+            extra = {} if how == "one-pass" else {"losses_fn": losses_fn}
             updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
             return optax.apply_updates(params, updates), opt_state
 
@@ -69,7 +92,7 @@ def our_steps(weights, x, y, num_tasks):
 
         return call
 
-    return {name: make(name, tx) for name, tx in chains.items()}
+    return {name: make(*method) for name, method in methods.items()}
 
 
 def their_steps(weights, x, y, num_tasks):
@@ -134,11 +157,62 @@ def their_steps(weights, x, y, num_tasks):
     }
 
 
+def problem(num_tasks, width):
+    rng = np.random.default_rng(0)
+    weights = kernels(rng, width, num_tasks)
+    x = rng.normal(size=(BATCH, FEATURES)).astype(np.float32)
+    y = rng.normal(size=(BATCH, num_tasks)).astype(np.float32)
+    count = sum(kernel.size for kernel in weights)
+    print(f"\n{num_tasks} tasks, {count:,} parameters, {jax.devices()[0]}")
+    return weights, x, y
+
+
+def timed(call):
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def beside_torchjd(num_tasks, arguments):
+    weights, x, y = problem(num_tasks, arguments.width)
+    print(f"{'':10}{'ours ms (quartiles)':>28}{'TorchJD ms (quartiles)':>28}{'ratio':>8}")
+    ours = our_steps(our_methods(num_tasks), weights, x, y)
+    pairs = ours, their_steps(weights, x, y, num_tasks)
+    times = {name: np.empty((2, arguments.rounds)) for name in ours}
+    for repeat in range(-2, arguments.rounds):
+        for name in times:
+            for side, calls in enumerate(pairs):
+                time.sleep(arguments.rest)
+                milliseconds = timed(calls[name])
+                if repeat >= 0:
+                    times[name][side, repeat] = milliseconds
+    for name, table in times.items():
+        (low, median, high) = np.percentile(table, [25, 50, 75], axis=1)
+        sides = [f"{median[i]:.1f} ({low[i]:.1f}-{high[i]:.1f})" for i in range(2)]
+        print(f"{name:10}{sides[0]:>28}{sides[1]:>28}{median[1] / median[0]:>8.1f}")
+
+
+def over_the_mean(num_tasks, arguments):
+    calls = our_steps(amortized_methods(num_tasks), *problem(num_tasks, arguments.width))
+    names, rng = list(calls), np.random.default_rng(0)
+    times = {name: np.empty(arguments.rounds) for name in names}
+    for repeat in range(-2, arguments.rounds):
+        for name in rng.permutation(names):
+            milliseconds = timed(calls[name])
+            if repeat >= 0:
+                times[name][repeat] = milliseconds
+    print(f"{'mean':18}{np.median(times['mean']):8.2f} ms; over it, medians (quartiles)")
+    for name in names[1:]:
+        low, median, high = np.percentile(times[name] / times["mean"], [25, 50, 75])
+        print(f"{name:18}{median:8.2f} ({low:.2f}-{high:.2f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--width", type=int, default=860)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--amortized", action="store_true")
     parser.add_argument(
         "--rest",
         type=float,
@@ -147,28 +221,10 @@ def main():
     )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for num_tasks in arguments.tasks:
-        rng = np.random.default_rng(0)
-        weights = kernels(rng, arguments.width, num_tasks)
-        x = rng.normal(size=(BATCH, FEATURES)).astype(np.float32)
-        y = rng.normal(size=(BATCH, num_tasks)).astype(np.float32)
-        count = sum(kernel.size for kernel in weights)
-        print(f"\n{num_tasks} tasks, {count:,} parameters, {jax.devices()[0]}")
-        print(f"{'':10}{'ours ms (quartiles)':>28}{'TorchJD ms (quartiles)':>28}{'ratio':>8}")
-        pairs = our_steps(weights, x, y, num_tasks), their_steps(weights, x, y, num_tasks)
-        times = {name: np.empty((2, arguments.rounds)) for name in pairs[0]}
-        for repeat in range(-2, arguments.rounds):
-            for name in times:
-                for side, calls in enumerate(pairs):
-                    time.sleep(arguments.rest)
-                    start = time.perf_counter()
-                    calls[name]()
-                    if repeat >= 0:
-                        times[name][side, repeat] = 1e3 * (time.perf_counter() - start)
-        for name, table in times.items():
-            (low, median, high) = np.percentile(table, [25, 50, 75], axis=1)
-            sides = [f"{median[i]:.1f} ({low[i]:.1f}-{high[i]:.1f})" for i in range(2)]
-            print(f"{name:10}{sides[0]:>28}{sides[1]:>28}{median[1] / median[0]:>8.1f}")
+        (over_the_mean if arguments.amortized else beside_torchjd)(num_tasks, arguments)
+    print(f"\nload {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ from famo_jax.experiments import attributes as study
 from famo_jax.experiments.problems import attributes, digits
 
 NAMES = ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
-AGGREGATION = [name for name, method in _methods.METHODS.items() if method.aggregates]
+AGGREGATION = [
+    name
+    for name, method in _methods.METHODS.items()
+    if method.aggregates and not name.startswith("log-")
+]
 
 
 # --- Attributes -----------------------------------------------------------------------------------

@@ -103,6 +103,11 @@ OPTIONS = {
         ("--methods ls adam", "--methods: expected any of stl, ls, si, frozen"),
         ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
     ],
+    "amortize": [
+        ("--problem heat", "--problem: expected any of digits, molecules, standardised"),
+        ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),
+    ],
     "pinn": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
         ("--seeds 1.5", "--seeds: expected a positive integer, got '1.5'"),

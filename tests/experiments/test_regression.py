@@ -112,6 +112,24 @@ def test_losses_and_metrics_are_those_of_their_names(monkeypatch):
     np.testing.assert_allclose(molecules.task_metrics(None, rows), 2.0 * np.arange(11), rtol=1e-4)
 
 
+def test_standardised_losses_are_over_the_variance_and_metrics_are_in_units(monkeypatch):
+    rows, spreads = molecules.load_splits().test, molecules.spreads()
+    errors = np.where(np.arange(len(rows.counts)) % 2, 3.0, -1.0)[:, None] * spreads
+    monkeypatch.setattr(
+        molecules, "predict", lambda params, counts, units: rows.properties + errors
+    )
+    np.testing.assert_allclose(molecules.standardised_losses(None, rows), 5.0, rtol=1e-4)
+    np.testing.assert_allclose(molecules.standardised_metrics(None, rows), 2 * spreads, rtol=1e-4)
+
+
+def test_a_network_speaks_of_deviations_in_these_units():
+    params = jax.tree.map(lambda leaf: leaf[0], molecules.PROBLEM.init([0])[0])
+    counts = molecules.load_splits().test.counts[:3]
+    mean = molecules.load_splits().train.properties.mean(axis=0)
+    plain, tenfold = (molecules.predict(params, counts, units) - mean for units in (1.0, 10.0))
+    np.testing.assert_allclose(tenfold, 10 * plain, rtol=1e-3, atol=1e-3)
+
+
 # --- The command ----------------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ neighbourhoods are joined is not told: what that leaves open is the noise of a t
 It is small for what sums over atoms, as the mass does, and large for the shape of the molecule.
 
 Molecules are split, so that none of the test was seen in training. Outputs are deviations from the
-mean over the training molecules; no property is scaled.
+mean over the training molecules; no property is scaled, but in ``STANDARDISED``, where each is
+learned in standard deviations of the training molecules.
 """
 
 import functools
@@ -200,10 +201,19 @@ class Network(nnx.Module):
         return outputs
 
 
-def predict(params: chex.ArrayTree, counts: jax.Array) -> jax.Array:
-    """The K properties, ``[..., K]``."""
+def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.Array:
+    """The K properties, ``[..., K]``, where a network speaks of deviations in these units."""
     deviations: jax.Array = _problem.apply(Network, params, counts)
-    return jnp.asarray(load_splits().train.properties.mean(axis=0)) + deviations
+    values: jax.Array = (
+        jnp.asarray(load_splits().train.properties.mean(axis=0)) + units * deviations
+    )
+    return values
+
+
+def spreads() -> Array:
+    """The standard deviations over the training molecules, ``[K]``."""
+    deviations: Array = load_splits().train.properties.std(axis=0)
+    return deviations
 
 
 def task_losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
@@ -218,4 +228,19 @@ def task_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
     return jnp.mean(jnp.abs(errors), axis=0)
 
 
+def standardised_losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+    """The K mean squared errors, ``[K]``, in variances over the training molecules."""
+    errors = predict(params, molecules.counts, spreads()) - molecules.properties
+    return jnp.mean((errors / spreads()) ** 2, axis=0)
+
+
+def standardised_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+    """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
+    errors = predict(params, molecules.counts, spreads()) - molecules.properties
+    return jnp.mean(jnp.abs(errors), axis=0)
+
+
 PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+STANDARDISED = _problem.of_network(
+    Network, TASKS, load_data, standardised_losses, standardised_metrics
+)
