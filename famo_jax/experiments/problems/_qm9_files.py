@@ -1,8 +1,8 @@
 r"""QM-9's files: 130,831 molecules, from the official raw folder or from the package ``qm9pack``.
 
 The official folder holds ``gdb9.sdf`` (geometries and bonds), ``gdb9.sdf.csv`` (properties) and
-``uncharacterized.txt`` (the records that are left out). ``qm9pack`` holds the same molecules without
-their bonds, which RDKit then determines from the geometry. What was read is cached.
+``uncharacterized.txt`` (the records that are left out). ``qm9pack`` holds the same molecules
+without their bonds, which RDKit then determines from the geometry. What was read is cached.
 
 Ramakrishnan et al. 2014; Wu et al., MoleculeNet, 2018.
 """

@@ -3,10 +3,10 @@ r"""QM-9: eleven properties of 130,831 molecules, as in the FAMO paper.
 Data, network, losses and metrics are those of the official code (github.com/Cranial-XIX/FAMO,
 ``experiments/quantum_chemistry``), parameter for parameter; how they are computed is not.
 
-A molecule is a complete graph of its atoms. Messages go along edges by a matrix that a network makes
-of the edge (NNConv, Gilmer et al. 2017), a GRU takes them in, and Set2Set (Vinyals et al. 2016) reads
-the molecule out. The matrix of an edge, :math:`W_{ij} = \sum_k e_{ijk} W_k + B` with the 128 hidden
-units e, is never formed. Its products are summed in another order,
+A molecule is a complete graph of its atoms. Messages go along edges by a matrix that a network
+makes of the edge (NNConv, Gilmer et al. 2017), a GRU takes them in, and Set2Set (Vinyals et al.
+2016) reads the molecule out. The matrix of an edge, :math:`W_{ij} = \sum_k e_{ijk} W_k + B` with
+the 128 hidden units e, is never formed. Its products are summed in another order,
 
 .. math:: \sum_j W_{ij}^\top x_j = \sum_k W_k^\top \Big(\sum_j e_{ijk} x_j\Big) + B^\top \sum_j x_j,
 
@@ -229,6 +229,12 @@ class Network(nnx.Module):
         return found
 
 
+def count_parameters(width: int, edge_units: int) -> int:
+    """Of the network."""
+    shapes = nnx.eval_shape(lambda: Network(nnx.Rngs(0), width=width, edge_units=edge_units))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+
+
 def atom_features(molecules: Molecules) -> jax.Array:
     """``[..., n, 11]``: the element, its number, four zeros, and how many hydrogens are bonded.
 
@@ -290,7 +296,9 @@ def problem(
             return every[first - numbers[0] * epoch :][: last - first]
 
         pool = pad(table)
-        held_out = [_held_out([rows[seed][part] for seed in seeds], pool, counts) for part in (1, 2)]
+        held_out = [
+            _held_out([rows[seed][part] for seed in seeds], pool, counts) for part in (1, 2)
+        ]
         pool = jax.tree.map(jnp.asarray, pool)
         return Data(stream, *held_out, pool=pool, epoch=epoch, held_out_by_seed=True)
 
@@ -326,9 +334,7 @@ def problem(
     ) -> tuple[jax.Array, Scale]:
         return heads(params, encode(params, state, batch, key), state, batch, key), state
 
-    def metrics(
-        params: chex.ArrayTree, state: Scale, held_out: tuple[Molecules, ...]
-    ) -> jax.Array:
+    def metrics(params: chex.ArrayTree, state: Scale, held_out: tuple[Molecules, ...]) -> jax.Array:
         model = nnx.merge(graph, params)
 
         def total(chunk: Molecules) -> tuple[jax.Array, jax.Array]:
