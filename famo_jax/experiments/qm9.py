@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 100,
         "epochs": 40,
         "patience": 0,
-        "learning_rate": [1e-3, 3e-3],
+        "learning_rate": [3e-3, 1e-2],
     },
     "paper": {
         "width": 64,

@@ -151,9 +151,9 @@ def load(source: Source) -> Table:
     default = Path.home() / ".cache"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or default, "famo_jax", f"qm9-{key}.npz")
     try:
-        with np.load(cache) as arrays:
+        with cache.open("rb") as file, np.load(file) as arrays:
             return Table(*(arrays[name] for name in Table._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         pass  # it is not there, or damaged: it is made again
     table = stack(read_package(source.files) if source.name.startswith(PACKAGE)
                   else read_official(*source.files))  # fmt: skip
@@ -190,6 +190,8 @@ def read_official(sdf: Path, table: Path, left_out: Path) -> Iterator[Molecule]:
     targets = read_csv(table)
     skipped = read_left_out(left_out)
     with rdBase.BlockLogs():
+        if not sdf.stat().st_size:
+            raise OSError(f"{sdf}: expected {len(targets)} records, got an empty file")
         # Neither perceives aromaticity nor drops hydrogens, so as the official loader.
         supplier = Chem.SDMolSupplier(str(sdf), removeHs=False, sanitize=False)
         if len(supplier) != len(targets):
