@@ -146,7 +146,9 @@ def parser_of(study: Study) -> argparse.ArgumentParser:
             type=option.kind,
             nargs="+" if option.several else None,
             metavar=option.metavar,
-            help=f"{option.what} ({_shown(default)})".replace("%", "%%"),
+            help=(option.what + ("" if default is None else f" ({_shown(default)})")).replace(
+                "%", "%%"
+            ),
         )
     less = ", ".join(
         f"{name.replace('_', ' ')} {_shown(value)}" for name, value in study.quick.items()

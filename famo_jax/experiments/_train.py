@@ -52,6 +52,8 @@ class Arm(NamedTuple):
     probe: Callable[[Any, Any, "Carry", "Carry", jax.Array], Any] | None = None
     # [settings, seeds, steps, ...] of that -> the arrays that are kept.
     keep: Callable[[Any], dict[str, Array]] = lambda probed: {"probed": np.asarray(probed)}
+    # In place of `train`, with its arguments, where a training is another than that.
+    trained_by: Callable[..., dict[str, Array]] | None = None
 
 
 class Carry(NamedTuple):
@@ -113,6 +115,11 @@ def functions(arm: Arm) -> Functions:
                 ]
                 losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
                 losses, new_state = jnp.stack(losses), state
+            elif method.aggregates and problem.features:
+                encode, heads = problem.features
+                at_features = famo_jax.losses_and_grads(heads, encoder=encode)
+                losses, grads = at_features(params, state, batch, key, state=opt_state)
+                new_state = state
             else:
                 weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
                 (losses, new_state), grads = weighed(params, state=opt_state)
@@ -303,7 +310,7 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
 
         tell = tells[arm.name]
         saver = save if session.checkpoint_dir else None
-        arrays = train(arm, session.saved.get(arm.name), saver, tell)
+        arrays = (arm.trained_by or train)(arm, session.saved.get(arm.name), saver, tell)
         tell("done")
         return arrays
 

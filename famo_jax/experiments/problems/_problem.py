@@ -61,6 +61,9 @@ class Problem(NamedTuple):
     metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
+    # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], where aggregation
+    # methods are to work at features z instead of on the parameters.
+    features: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
 
 
 def of_network(

@@ -1,0 +1,185 @@
+"""Training by epochs: after each the network is validated, and the best one meets the test.
+
+What the rate of learning does from epoch to epoch is up to a plateau of the score, as PyTorch's
+``ReduceLROnPlateau`` has it, or to the schedule of the arm. Networks are trained one after the
+other, all up to an epoch before any goes on, so that a stop costs an epoch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from famo_jax.experiments import _checkpoint, _train
+from famo_jax.experiments._files import Array
+
+Score = Callable[[jax.Array], jax.Array]  # of metrics [M] on validation: the less the better
+
+
+class Watch(NamedTuple):
+    """What validation has found so far."""
+
+    score: jax.Array  # [], the least
+    epoch: jax.Array  # [], int32: when that was, counted from 1
+    params: chex.ArrayTree  # then
+    state: chex.ArrayTree
+    plateau: Any  # its state, with the scale of the learning rate
+
+
+class Epoch(NamedTuple):
+    """What an epoch leaves behind: means over its steps, and its end."""
+
+    losses: jax.Array  # [K]
+    task_weights: jax.Array | None  # [K], of a method that has logits
+    logit_range: jax.Array | None  # [2]: at the end, and at most
+    validation: jax.Array  # [M]
+    scale: jax.Array  # [], of the learning rate
+
+
+Network: TypeAlias = tuple[_train.Carry, Watch]
+
+
+def plateau(
+    factor: float = 0.7, patience: int = 5, least: float = 0.01
+) -> optax.GradientTransformationExtraArgs:
+    """PyTorch's ``ReduceLROnPlateau``, with its threshold of 1e-4, relative.
+
+    Args:
+      factor: Of the learning rate, where there was no progress.
+      patience: Epochs without progress that are let pass, PyTorch's count. Optax counts the one
+        that ends them.
+      least: The least scale: PyTorch's ``min_lr`` over the first learning rate.
+    """
+    tx: optax.GradientTransformationExtraArgs = optax.contrib.reduce_on_plateau(
+        factor=factor, patience=patience + 1, rtol=1e-4, atol=0.0, min_scale=least
+    )
+    return tx
+
+
+def train(
+    arm: _train.Arm,
+    saved: _checkpoint.Saved | None,
+    save: Callable[[int, Any], None] | None,
+    tell: Callable[[str], None],
+    *,
+    score: Score,
+    reduce: optax.GradientTransformationExtraArgs | None = None,
+) -> dict[str, Array]:
+    """Trains all networks of an arm; the first four arguments are those of :func:`_train.train`.
+
+    A setting's ``scale``, which a method may take, is that of the learning rate.
+
+    Args:
+      arm: With streamed data, whose ``epoch`` divides the steps.
+      saved: Where an earlier process came to.
+      save: Called with the number of steps made and the state, after each epoch.
+      tell: Called with what is being done.
+      score: What is least at the best epoch.
+      reduce: What scales the learning rate by the score. None: nothing.
+
+    Returns:
+      Its arrays, of axes ``[settings, seeds, ...]``: of the best epoch the metrics ``validation``
+      and ``test``, its ``score`` and number ``best_epoch``; by epoch ``losses``, ``task_weights``,
+      ``logit_ranges``, ``validation_curve`` and ``scale``.
+    """
+    data, length = arm.data, arm.data.epoch
+    assert length
+    assert arm.steps % length == 0
+    begin, advance, finish = _train.functions(arm)
+
+    @jax.jit
+    def start(setting: Any, variables: Any) -> Network:
+        carry = begin(setting | {"scale": 1.0}, variables)
+        rate = reduce.init(carry.params) if reduce else ()
+        at_first = jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32)
+        return carry, Watch(*at_first, carry.params, carry.state, rate)
+
+    @jax.jit
+    def one_epoch(
+        setting: Any, network: Network, key: Any, pool: Any, first: Any, batches: Any, held_out: Any
+    ) -> tuple[Network, Epoch]:
+        carry, watch = network
+        scale = watch.plateau.scale if reduce else jnp.ones(())
+        scaled = setting | {"learning_rate": setting["learning_rate"] * scale, "scale": scale}
+        carry, trace = advance(scaled, carry, key, pool, first, batches)
+        metrics = arm.problem.metrics(carry.params, carry.state, held_out)
+        now = score(metrics)
+        found = now, 1 + first // length, carry.params, carry.state
+        best = optax.tree.where(now <= watch.score, found, tuple(watch[:4]))
+        rate = reduce.update((), watch.plateau, value=now)[1] if reduce else ()
+        z, ends = trace.task_weights, None
+        if z is not None:
+            ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
+            z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
+        left = Epoch(trace.losses.mean(axis=0), z, ends, metrics, scale)
+        return (carry, Watch(*best, rate)), left
+
+    settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
+    pairs = [(i, j) for i in range(len(arm.settings)) for j in range(len(arm.seeds))]
+
+    def held_out(of: Any, seed: int) -> Any:
+        return _at(of, seed) if data.held_out_by_seed else of
+
+    def pass_over(index: int, first: int, batches: Any) -> tuple[Network, Epoch]:
+        i, j = pairs[index]
+        own = _at(settings, i), networks[index], keys[j], data.pool, first, batches[:, j]
+        after: tuple[Network, Epoch] = one_epoch(*own, held_out(data.validation, j))
+        return after
+
+    networks = [start(_at(settings, i), _at(variables, j)) for i, j in pairs]
+    past: list[list[Epoch]] = [[] for _ in pairs]
+    done = saved.steps if saved else 0
+    if saved:
+        _, left = jax.eval_shape(lambda: pass_over(0, 0, data.batches(0, length)))
+        curves = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((done // length, *leaf.shape), leaf.dtype), left
+        )
+        networks, every = _checkpoint.restore(saved, (networks, len(pairs) * [curves]))
+        past = [[_at(curve, epoch) for epoch in range(done // length)] for curve in every]
+    tell("compiling and training")
+    for first in range(done, arm.steps, length):
+        batches = data.batches(first, first + length)
+        for index in range(len(pairs)):
+            networks[index], left = pass_over(index, first, batches)
+            past[index].append(jax.tree.map(np.asarray, left))
+            tell(f"{first + length} steps, {index + 1} of {len(pairs)}")
+        if save:
+            save(first + length, (networks, list(map(_stacked, past))))
+    tell("testing")
+    tests, end = [], jax.jit(finish)
+    for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
+        best = carry._replace(params=watch.params, state=watch.state)
+        tests.append(end(best, held_out(data.validation, j), held_out(data.test, j)))
+    shape = len(arm.settings), len(arm.seeds)
+    return _arrays(shape, _stacked(tests), _stacked([watch for _, watch in networks]),
+                   _stacked(list(map(_stacked, past))))  # fmt: skip
+
+
+def _at(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _arrays(shape: tuple[int, int], tests: Any, watch: Watch, past: Epoch) -> dict[str, Array]:
+    validation, test = tests
+    arrays = {
+        "validation": validation,
+        "test": test,
+        "score": watch.score,
+        "best_epoch": watch.epoch,
+        "losses": past.losses,
+        "validation_curve": past.validation,
+        "scale": past.scale,
+    }
+    if past.task_weights is not None and past.logit_range is not None:
+        ends = past.logit_range[:, -1, 0], past.logit_range[:, :, 1].max(axis=1)
+        arrays |= {"task_weights": past.task_weights, "logit_range": np.stack(ends, axis=-1)}
+    return {name: np.asarray(own).reshape(*shape, *own.shape[1:]) for name, own in arrays.items()}
