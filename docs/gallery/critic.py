@@ -1,8 +1,9 @@
 """A critic of ten tasks: one network that values a walk under ten rewards of different size.
 
-A walker on a grid of 8 x 8 steps about at random. Task k pays 1 to 100 for one cell of the grid, and the critic
-learns from single steps what the walk is worth from each cell (temporal differences, with a target network). The
-true values solve a linear system, so that the error is known.
+A walker on a grid of 8 x 8 steps about at random. Task k pays 1 to 100 for one cell of the grid,
+and the critic learns from single steps what the walk is worth from each cell (temporal
+differences, with a target network). The true values solve a linear system, so that the error is
+known.
 """
 
 import jax

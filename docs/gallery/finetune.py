@@ -1,8 +1,9 @@
 """Fine-tuning a pretrained encoder on few labels, with an auxiliary loss that keeps what it knew.
 
-The encoder has learned the digits 0 to 4. It is fine-tuned on 50 labels of the digits 5 to 9. The auxiliary loss
-is the old task's, on old pictures. Both are cross-entropies, so losses of one kind; but the old one starts a
-hundred times smaller, and a method that divides by it holds on to the old task too hard.
+The encoder has learned the digits 0 to 4. It is fine-tuned on 50 labels of the digits 5 to 9. The
+auxiliary loss is the old task's, on old pictures. Both are cross-entropies, so losses of one
+kind; but the old one starts near zero, and a method that divides by it holds on to the old task
+too hard.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """A classifier with three heads, most of whose labels are missing.
 
-Of a handwritten digit under noise: which it is, how many holes it has, in which third its ink is. One label in
-ten of the first is there, one in three of the second, two in three of the third. Whoever keeps complete rows alone
-has 2% of the pictures left.
+Of a handwritten digit under noise: which it is, how many holes it has, in which third its ink is.
+One label in ten of the first is there, one in three of the second, two in three of the third.
+Whoever keeps complete rows alone has 2% of the pictures left.
 """
 
 import jax

@@ -1,7 +1,8 @@
 """A physics-informed network: Burgers' equation, a front that travels to the right.
 
-u_t + u u_x = nu u_xx on the unit square, with values given on the boundary and at t = 0. Three losses: the
-residual of the equation, the boundary, the start. The solution is known, so that the error can be told.
+u_t + u u_x = nu u_xx on the unit square, with values given on the boundary and at t = 0. Three
+losses: the residual of the equation, the boundary, the start. The solution is known, so that the
+error can be told.
 """
 
 import jax

@@ -1,7 +1,8 @@
-"""Segmentation with depth: one convolutional network on made rooms, two losses in their natural units.
+"""Segmentation with depth: one network on made rooms, two losses in their natural units.
 
-A room is a picture of 32 x 32 pixels: wall, floor, and two boxes that stand in it. The network says for each
-pixel what it is (cross-entropy, in nats) and how far away (squared error, in centimetres squared).
+A room is a picture of 32 x 32 pixels: wall, floor, and two boxes that stand in it. The network
+says for each pixel what it is (cross-entropy, in nats) and how far away (squared error, in
+centimetres squared).
 """
 
 import jax
