@@ -13,7 +13,8 @@ The other methods are in `famo_jax.weighting`, from the losses alone, and in
 from typing import Any
 
 from famo_jax import aggregation, weighting
-from famo_jax._famo import FamoState, famo, logits_optimizer, task_weights, update_logits
+from famo_jax._famo import FamoState, famo, update_logits
+from famo_jax._logits import logits_optimizer, task_weights
 from famo_jax._losses import check_losses, loss_weights, losses_and_grads, weighted_loss
 from famo_jax.metrics import delta_m, mean_rank
 

@@ -160,5 +160,7 @@ def test_links_and_pictures_lead_somewhere(page):
 
 def test_notebooks_link_to_what_there_is():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        for target in re.findall(r"\]\((?!https?://)([\w./]+\.(?:md|ipynb|png|py))\b", notebook.read_text()):
+        for target in re.findall(
+            r"\]\((?!https?://)([\w./]+\.(?:md|ipynb|png|py))\b", notebook.read_text()
+        ):
             assert (notebook.parent / target).exists(), target

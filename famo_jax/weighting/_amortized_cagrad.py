@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _change, _checks, _famo, _method
+from famo_jax import _change, _checks, _logits, _method
 from famo_jax.weighting._amortized_mgda import learn
 
 
@@ -87,10 +87,10 @@ def amortized_cagrad(
     """
     _checks.check_num_tasks(num_tasks)
     _checks.check_rate("c", c)
-    inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
+    inner = _logits.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
     def init() -> AmortizedCagradState:
-        fields = _famo.start(num_tasks, inner)
+        fields = _logits.start(num_tasks, inner)
         return AmortizedCagradState(c=jnp.array(c, fields["losses"].dtype), **fields)
 
     return _change.from_changes(init, functools.partial(learn, optimizer=inner), measure=measure)

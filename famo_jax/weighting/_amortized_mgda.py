@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _change, _checks, _famo, _method, _tasks
+from famo_jax import _change, _checks, _logits, _method, _tasks
 
 
 class AmortizedMgdaState(NamedTuple):
@@ -69,10 +69,10 @@ def amortized_mgda(
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, Appendix B
     """
     _checks.check_num_tasks(num_tasks)
-    inner = _famo.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
+    inner = _logits.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
     def init() -> AmortizedMgdaState:
-        return AmortizedMgdaState(**_famo.start(num_tasks, inner))
+        return AmortizedMgdaState(**_logits.start(num_tasks, inner))
 
     return _change.from_changes(init, functools.partial(learn, optimizer=inner), measure=measure)
 
@@ -85,7 +85,7 @@ def learn(
     optimizer: optax.GradientTransformation,
 ) -> Any:
     """Steps the logits of a state towards equal falls of the losses."""
-    stepped = _famo.equalize(state, _change.fall(change), present, optimizer)
+    stepped = _logits.equalize(state, _change.fall(change), present, optimizer)
     return stepped._replace(losses=_tasks.last_seen(state.losses, present, *change.losses))
 
 

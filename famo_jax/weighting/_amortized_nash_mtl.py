@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _change, _checks, _famo, _method, _tasks
+from famo_jax import _change, _checks, _logits, _method, _tasks
 
 LEARNING_RATE = 0.005
 LEAST = -1e30  # beside any other logit a weight of 0; alone, unlike -inf, none that is NaN
@@ -100,10 +100,10 @@ def amortized_nash_mtl(
     jax.eval_shape(bounds)  # to check it: before `init` no device is touched
     _checks.check_finite("min_losses", min_losses)
     adam = _checks.adam_unless(optimizer, learning_rate, LEARNING_RATE)
-    inner = _famo.logits_optimizer(weight_decay=0.0, optimizer=adam, smoothing=smoothing)
+    inner = _logits.logits_optimizer(weight_decay=0.0, optimizer=adam, smoothing=smoothing)
 
     def init() -> AmortizedNashMtlState:
-        fields = _famo.start(num_tasks, inner)
+        fields = _logits.start(num_tasks, inner)
         weights = jnp.zeros_like(fields["losses"])
         return AmortizedNashMtlState(
             weights=weights,
@@ -146,7 +146,7 @@ def _learn(
     sizes = jnp.where(measured, jnp.abs(falls), state.sizes)
     total = jnp.sum(sizes)
     shares = falls / jnp.where(total > 0, total, 1)
-    stepped = _famo.step_logits(state, shares - jnp.mean(shares), measured, optimizer)
+    stepped = _logits.step_logits(state, shares - jnp.mean(shares), measured, optimizer)
     mean = jnp.sum(jnp.where(seen, stepped.logits, 0)) / jnp.maximum(jnp.sum(seen), 1)
     updated: AmortizedNashMtlState = stepped._replace(
         logits=jnp.where(seen, stepped.logits, mean),
