@@ -100,6 +100,13 @@ def test_a_python_block_stands_by_itself_or_goes_on_where_the_one_before_ended(p
             namespace = {}
         printed = run(block, namespace, page)
         assert "nan" not in printed.split()
+        if (shown := text.split(f"```python\n{block}```\n\n", 1)[1]).startswith("```text\n"):
+            stored = shown.removeprefix("```text\n").split("```", 1)[0]
+            assert without_figures(printed) == without_figures(stored)
+
+
+def without_figures(text):
+    return re.sub(r"[ \d.]*\d", "#", text)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -160,5 +167,7 @@ def test_links_and_pictures_lead_somewhere(page):
 
 def test_notebooks_link_to_what_there_is():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        for target in re.findall(r"\]\((?!https?://)([\w./]+\.(?:md|ipynb|png|py))\b", notebook.read_text()):
+        for target in re.findall(
+            r"\]\((?!https?://)([\w./]+\.(?:md|ipynb|png|py))\b", notebook.read_text()
+        ):
             assert (notebook.parent / target).exists(), target
