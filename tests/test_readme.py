@@ -100,8 +100,9 @@ def test_a_python_block_stands_by_itself_or_goes_on_where_the_one_before_ended(p
             namespace = {}
         printed = run(block, namespace, page)
         assert "nan" not in printed.split()
-        if (shown := text.split(f"```python\n{block}```\n\n", 1)[1]).startswith("```text\n"):
-            stored = shown.removeprefix("```text\n").split("```", 1)[0]
+        _, _, behind = text.partition(f"```python\n{block}```\n\n```text\n")
+        if behind:
+            stored = behind.split("```", 1)[0]
             assert without_figures(printed) == without_figures(stored)
 
 
