@@ -9,6 +9,8 @@ from typing import Any
 
 import requests
 import sphinx.application
+from docutils import nodes
+from latex2mathml import converter
 
 import famo_jax
 
@@ -40,9 +42,11 @@ copybutton_prompt_is_regexp = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # the text says more
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 80
 
+html_math_renderer = "mathml"  # below: formulas need no script and no other host
 html_theme = "furo"
 html_title = f"famo_jax {release}"
 html_static_path = ["_static"]
@@ -95,7 +99,40 @@ def describe_fields(
             lines += ["", f"* ``{field}``: {comment}"]
 
 
+def skip_fields(
+    app: sphinx.application.Sphinx, what: str, name: str, value: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leaves the fields of states out, which are in the list above."""
+    del app, what, name, options
+    return True if type(value).__name__ == "_tuplegetter" else skip
+
+
+def to_mathml(latex: str, **display: str) -> str:
+    """A formula as MathML, without what the converter does not know or gets wrong."""
+    latex = re.sub(r"\\[lr]Vert\b", r"\\|", latex.replace(r"\arg", r"\operatorname{arg}"))
+    latex = latex.replace(r"\Big\|", r"\|")
+    latex = re.sub(r"\\log(?=\s*[A-Za-z\\])", r"\\log\\,", latex)
+    return converter.convert(latex, **display)
+
+
+def write_inline(translator: Any, node: nodes.math) -> None:
+    """A formula in a line, as MathML."""
+    translator.body.append(to_mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_block(translator: Any, node: nodes.math_block) -> None:
+    """A formula by itself, as MathML, with its number if it has one."""
+    latex, _, number = node.astext().partition(r"\tag{")
+    number = f'<span class="number">({number.rstrip().removesuffix("}")})</span>' if number else ""
+    formula = to_mathml(latex, display="block")
+    translator.body.append(f'<div class="formula">{formula}{number}</div>\n')
+    raise nodes.SkipNode
+
+
 def setup(app: sphinx.application.Sphinx) -> None:
     """What Sphinx calls."""
     copy_notebooks()
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
     app.connect("autodoc-process-docstring", describe_fields)
+    app.connect("autodoc-skip-member", skip_fields)

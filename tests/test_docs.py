@@ -1,6 +1,8 @@
 """Every public name explains itself: ``help`` alone is enough to use it."""
 
 import inspect
+import pathlib
+import re
 
 import pytest
 
@@ -24,6 +26,13 @@ def test_a_name_has_one_home():
     assert len(NAMES) == sum(len(package.__all__) for package in PACKAGES)
     assert len(famo_jax.__all__) + len(["TrainState"]) <= 16
     assert "TrainState" in dir(famo_jax)
+
+
+def test_the_site_documents_all_of_the_root():
+    page = (pathlib.Path(__file__).parents[1] / "docs/api/famo_jax.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^.. auto\w+:: (\w+)$", page, re.MULTILINE)
+    modules = {"aggregation", "weighting"}
+    assert sorted(documented) == sorted({*famo_jax.__all__, "TrainState"} - modules)
 
 
 def test_unknown_names():

@@ -100,6 +100,14 @@ def test_a_python_block_stands_by_itself_or_goes_on_where_the_one_before_ended(p
             namespace = {}
         printed = run(block, namespace, page)
         assert "nan" not in printed.split()
+        _, _, behind = text.partition(f"```python\n{block}```\n\n```text\n")
+        if behind:
+            stored = behind.split("```", 1)[0]
+            assert without_figures(printed) == without_figures(stored)
+
+
+def without_figures(text):
+    return re.sub(r"[ \d.]*\d", "#", text)
 
 
 @pytest.mark.parametrize("page", PAGES)

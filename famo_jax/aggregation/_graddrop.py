@@ -27,7 +27,7 @@ def graddrop(
     For each entry of the gradient, with U uniform on [0, 1),
 
     .. math:: P = \frac12 \Big(1 + \frac{\sum_i g_i}{\sum_i |g_i|}\Big), \quad
-              d = \sum_i g_i \cdot \begin{cases} [g_i > 0] & P > U \\ [g_i < 0] & P \le U
+              d = \sum_i g_i \cdot \begin{cases} {[g_i > 0]} & P > U \\ {[g_i < 0]} & P \le U
               \end{cases}
 
     P is the sign purity. So d is the sum of the positive entries with probability P and otherwise
