@@ -11,7 +11,7 @@ import pytest
 
 import famo_jax
 from famo_jax import aggregation, loss_weights, weighting
-from tests.methods import AGGREGATION, WEIGHTING
+from tests.methods import AGGREGATION, DIRECTING, WEIGHTING
 from tests.test_readme import blocks, run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def table():
 
 def test_every_method_has_its_row():
     wrappers = {"log_losses(...)", "periodic(...)"}
-    assert set(table()) == {*WEIGHTING, *AGGREGATION, *wrappers}
+    assert set(table()) == {*WEIGHTING, *DIRECTING, *AGGREGATION, *wrappers}
     assert {len(row) for row in table().values()} <= {5, 6}
 
 

@@ -1,6 +1,6 @@
 """Draws ``amortized.png``: what each amortized method balances, on two tasks held still.
 
-    python docs/make_amortized.py
+    python docs/pictures/amortized.py
 
 The parameters are frozen and only the weights learn, by slope along plain gradient steps. Dotted
 are the weights of the exact methods, from the Gram matrix.
