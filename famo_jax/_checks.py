@@ -1,8 +1,9 @@
 """The arguments of the methods' factories, and the states that their updates get."""
 
+import functools
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import chex
@@ -75,6 +76,18 @@ def check_finite(name: str, tree: chex.ArrayTree) -> None:
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(leaf))):
             raise ValueError(f"`{name}`: expected finite values, got {leaf!r}")
+
+
+def check_bounds(min_losses: chex.ArrayTree, num_tasks: int) -> Callable[..., jax.Array]:
+    """Raises ValueError unless they are finite bounds of so many losses.
+
+    Returns:
+      What makes an array of them, ``[K]``, and raises where losses that it gets do not fit.
+    """
+    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
+    jax.eval_shape(bounds)  # before `init` no device is touched
+    check_finite("min_losses", min_losses)
+    return bounds
 
 
 def check_state(state: Any, expected: Any) -> None:

@@ -291,9 +291,7 @@ def famo(
     _checks.check_num_tasks(num_tasks)
     _checks.check_one_of("normalizer", normalizer, NORMALIZERS)
 
-    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
-    jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _checks.check_finite("min_losses", min_losses)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     inner = _logits.logits_optimizer(learning_rate, weight_decay, optimizer, smoothing=smoothing)
 
     def init() -> FamoState:

@@ -1,7 +1,6 @@
 """Amortized Nash-MTL: the bargaining weights of Nash-MTL, learned a step at a time."""
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,7 +21,7 @@ class AmortizedNashMtlState(NamedTuple):
     losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
     weights: jax.Array  # [K], 1 / |l - b| of the first loss, 0 before a task was seen
     sizes: jax.Array  # [K], |r| when it was last measured, 0 before
-    min_losses: jax.Array  # [K], b
+    bounds: jax.Array  # [K], b
 
 
 def amortized_nash_mtl(
@@ -96,73 +95,50 @@ def amortized_nash_mtl(
       the balance of shares is this library's own
     """
     _checks.check_num_tasks(num_tasks)
-    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
-    jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _checks.check_finite("min_losses", min_losses)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     adam = _checks.adam_unless(optimizer, learning_rate, LEARNING_RATE)
     inner = _logits.logits_optimizer(weight_decay=0.0, optimizer=adam, smoothing=smoothing)
 
     def init() -> AmortizedNashMtlState:
         fields = _logits.start(num_tasks, inner)
-        weights = jnp.zeros_like(fields["losses"])
-        return AmortizedNashMtlState(
-            weights=weights,
-            sizes=jnp.zeros_like(weights),
-            min_losses=jnp.array(bounds(), weights.dtype),
-            **fields,
-        )
+        zeros = jnp.zeros_like(fields["losses"])
+        bound = jnp.array(bounds(), zeros.dtype)
+        return AmortizedNashMtlState(weights=zeros, sizes=zeros.copy(), bounds=bound, **fields)
 
-    learn = functools.partial(_learn, optimizer=inner)
+    def learn(state: AmortizedNashMtlState, change: _change.Change, present: jax.Array) -> Any:
+        weights = _first_weights(state, present, *change.losses)
+        seen = weights > 0
+        relative = weights * _change.fall(change)
+        measured = present & seen & jnp.isfinite(jnp.square(relative))  # so that they add up
+        falls = _relative_weights(state, seen) * jnp.where(measured, relative, 0)  # r
+        # An absent task counts by what it was: the sum must not depend on who is in the batch.
+        sizes = jnp.where(measured, jnp.abs(falls), state.sizes)
+        total = jnp.sum(sizes)
+        shares = falls / jnp.where(total > 0, total, 1)
+        stepped = _logits.step_logits(state, shares - jnp.mean(shares), measured, inner)
+        mean = jnp.mean(stepped.logits, where=seen | ~jnp.any(seen))
+        logits = jnp.where(seen, stepped.logits, mean)
+        losses = _tasks.last_seen(state.losses, present, *change.losses)
+        return stepped._replace(logits=logits, losses=losses, weights=weights, sizes=sizes)
+
     return _change.from_changes(init, learn, measure=measure, check=bounds)
 
 
-def _first_weights(
-    state: AmortizedNashMtlState, present: jax.Array, *losses: jax.Array
-) -> jax.Array:
-    """Those of the state, and by these losses where it has none."""
-    weights = (1 / jnp.abs(each - state.min_losses) for each in losses)
+def _first_weights(state: Any, present: jax.Array, *losses: jax.Array) -> jax.Array:
+    """One over the first losses: those of the state, and by these losses where it has none."""
+    weights = (1 / jnp.abs(each - state.bounds) for each in losses)
     return _tasks.first_seen(state.weights, present, *weights)
 
 
-def _relative(logits: jax.Array, seen: jax.Array) -> jax.Array:
-    """z, over the tasks that were seen."""
-    return jax.nn.softmax(jnp.where(seen, logits, LEAST))
-
-
-def _learn(
-    state: AmortizedNashMtlState,
-    change: _change.Change,
-    present: jax.Array,
-    *,
-    optimizer: optax.GradientTransformation,
-) -> AmortizedNashMtlState:
-    """One update of the state: towards equal shares in the fall of the weighted loss."""
-    weights = _first_weights(state, present, *change.losses)
-    seen = weights > 0
-    relative = weights * _change.fall(change)
-    measured = present & seen & jnp.isfinite(jnp.square(relative))  # so that all of them add up
-    falls = _relative(state.logits, seen) * jnp.where(measured, relative, 0)  # r
-    # An absent task counts by what it was: the total of a batch must not depend on who is there.
-    sizes = jnp.where(measured, jnp.abs(falls), state.sizes)
-    total = jnp.sum(sizes)
-    shares = falls / jnp.where(total > 0, total, 1)
-    stepped = _logits.step_logits(state, shares - jnp.mean(shares), measured, optimizer)
-    mean = jnp.sum(jnp.where(seen, stepped.logits, 0)) / jnp.maximum(jnp.sum(seen), 1)
-    updated: AmortizedNashMtlState = stepped._replace(
-        logits=jnp.where(seen, stepped.logits, mean),
-        losses=_tasks.last_seen(state.losses, present, *change.losses),
-        weights=weights,
-        sizes=sizes,
-    )
-    return updated
+def _relative_weights(state: Any, seen: jax.Array) -> jax.Array:
+    """The softmax of the logits over the tasks that were seen, z."""
+    return jax.nn.softmax(jnp.where(seen, state.logits, LEAST))
 
 
 @_method.weighting(AmortizedNashMtlState, tasks="logits", last=True)
-def scalarize_amortized_nash_mtl(
-    state: AmortizedNashMtlState, losses: jax.Array, present: jax.Array
-) -> jax.Array:
+def scalarize_nash(state: Any, losses: jax.Array, present: jax.Array) -> jax.Array:
     """The sum of the losses weighted by w, ``[]``."""
     first = _first_weights(state, present, jax.lax.stop_gradient(losses))
     first = jnp.where(present & (first == 0), 1, first)
-    weights = first * _relative(state.logits, first > 0)
-    return jnp.sum(jnp.where(present, weights * (losses - state.min_losses), 0))
+    weights = first * _relative_weights(state, first > 0)
+    return jnp.sum(jnp.where(present, weights * (losses - state.bounds), 0))

@@ -1,6 +1,5 @@
 """Weights of one over the first loss of each task, held fixed."""
 
-import functools
 from typing import NamedTuple
 
 import chex
@@ -61,9 +60,7 @@ def first_loss(
       A baseline of this library's own
     """
     _checks.check_num_tasks(num_tasks)
-    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
-    jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _checks.check_finite("min_losses", min_losses)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
 
     def init() -> FirstLossState:
         weights = jnp.zeros(num_tasks)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import checkify
 
-from famo_jax import famo, loss_weights, losses_and_grads, task_weights, weighted_loss
+from famo_jax import check_losses, famo, loss_weights, losses_and_grads, task_weights, weighted_loss
 from famo_jax.aggregation import cagrad, mgda_weights, nash_mtl_weights
 from famo_jax.weighting import (
     amortized_cagrad,
@@ -348,6 +349,15 @@ def test_a_task_in_half_of_the_batches_weighs_as_it_would_in_all(x64):
     ratio = bargained(opt_state, losses_fn(params), exact)
     effective = ratio * np.array([0.5, 1.0, 1.0])
     np.testing.assert_allclose(effective / effective.mean(), 1, atol=5e-3)
+
+
+def test_check_losses_asks_for_no_bound():
+    """They may be negative, and a bound is where the first loss counts from."""
+    state = amortized_nash_mtl(2, min_losses=1.0).init(None)
+    error, _ = checkify.checkify(lambda x: check_losses(x, state))(jnp.array([-3.0, 0.0]))
+    assert error.get() is None
+    error, _ = checkify.checkify(lambda x: check_losses(x, state))(jnp.array([-3.0, jnp.nan]))
+    assert "the loss of task 1 is nan" in error.get()
 
 
 def test_a_rise_gains_weight_and_rest_learns_nothing():
