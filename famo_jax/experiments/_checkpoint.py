@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 OPTION = "--checkpoint-dir"
 STUDY = "study.json"
-DIGEST = ".sha256"  # beside a checkpoint that is whole
+DIGEST = ".sha256"  # beside a checkpoint that is whole, with the seconds that the run had taken
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax was writing when it was killed
 _ONE_AT_A_TIME = threading.Lock()  # of the threads that train: to Orbax they would be one process
 
@@ -38,6 +38,7 @@ class Saved(NamedTuple):
 
     steps: int
     buffer: Array  # the bytes of all leaves, one after another
+    seconds: float  # that the run had taken
 
 
 def open_folder(
@@ -92,7 +93,7 @@ def _flat(study: Any) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ("quick", "cores")}
 
 
-def save(folder: Path, name: str, steps: int, state: Any) -> None:
+def save(folder: Path, name: str, steps: int, state: Any, seconds: float = 0.0) -> None:
     """Saves a method's state, any pytree, and removes the one before it.
 
     Raises:
@@ -107,7 +108,7 @@ def save(folder: Path, name: str, steps: int, state: Any) -> None:
             checkpointer.save(path, {"leaves": np.frombuffer(leaves, np.uint8)})
     except ValueError as error:  # which TensorStore raises where a file cannot be written
         raise OSError(f"no checkpoint could be written to {path}: {error}") from error
-    _files.write_bytes(path.with_suffix(DIGEST), _digest(path).encode())
+    _files.write_bytes(path.with_suffix(DIGEST), f"{_digest(path)} {seconds:.1f}".encode())
     for other in path.parent.iterdir():
         if other.is_file() and other != path.with_suffix(DIGEST):
             other.unlink()
@@ -154,13 +155,14 @@ def _load(parser: argparse.ArgumentParser, folder: Path) -> Saved | None:
     if not steps:
         return None
     last = folder.absolute() / str(max(steps))
-    if last.with_suffix(DIGEST).read_text(encoding="utf-8") != _digest(last):
+    digest, _, seconds = last.with_suffix(DIGEST).read_text(encoding="utf-8").partition(" ")
+    if digest != _digest(last):
         _refuse(parser, f"a checkpoint in {last}, which is damaged")
     with ocp.StandardCheckpointer() as checkpointer:
         content = checkpointer.restore(last)
     if set(content) != {"leaves"}:
         _refuse(parser, f"checkpoints of this version of famo_jax, got {last}")
-    return Saved(max(steps), np.asarray(content["leaves"]))
+    return Saved(max(steps), np.asarray(content["leaves"]), float(seconds or 0))
 
 
 def _digest(folder: Path) -> str:

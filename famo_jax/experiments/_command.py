@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -242,9 +242,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     console = Console()
     if options.source:
         groups = _files.read(parser_of(study), study.name, options.source)
-        for index, runs in enumerate(groups):
+        for index, (folders, runs) in enumerate(groups.items()):
             if len(groups) > 1:
-                console.rule(f"{options.source[index]}: {runs.facts['environment']}"[:76])
+                console.rule(folders)
             show(study, runs, options.out / f"{index + 1}" if index else options.out, console)
         return
     runs = _run(study, options, console)
@@ -260,18 +260,18 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 def _run(study: Study, options: argparse.Namespace, console: Console) -> _files.Runs:
     from famo_jax.experiments import _checkpoint, _train  # Orbax and Flax, which only a run needs
 
-    start = time.perf_counter()
     apart = ("source", "checkpoint_dir", "resume", "out")
     settings = {name: value for name, value in vars(options).items() if name not in apart}
     facts = {"study": study.name, "settings": settings, "environment": _files.environment()}
     folder = getattr(options, "checkpoint_dir", None)
     resume = getattr(options, "resume", False)
     saved = _checkpoint.open_folder(parser_of(study), folder, resume, facts)
+    before = max((each.seconds for each in saved.values()), default=0.0)
     columns = SpinnerColumn(), TextColumn("{task.description:24}{task.fields[status]:30}")
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        session = _train.Session(progress, folder, saved)
+        session = _train.Session(progress, time.perf_counter() - before, folder, saved)
         runs = study.run(options, session)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - session.begun
     return runs._replace(facts=_files.plain(facts | runs.facts | {"seconds": seconds}))
 
 
@@ -282,22 +282,16 @@ def show_tables(study: Study, summary: Any, console: Console) -> None:
 
 
 def show(study: Study, runs: _files.Runs, out: Path, console: Console | None) -> None:
-    """Prints the tables, where there is a console, and writes pictures and ``NAME.json``."""
+    """Prints the tables, where there is a console, and writes pictures and ``NAME.json``.
+
+    The latter holds what the tables need, and no curves: little enough to be kept.
+    """
     summary = _files.plain(study.summarize(runs))
     if console:
         show_tables(study, summary, console)
     out.mkdir(parents=True, exist_ok=True)
     about = {key: runs.facts[key] for key in ("settings", "environment", "seconds")}
-    _files.write_json(out / f"{study.name}.json", about | {"summary": summary})
+    kept = _files.without(summary, study.curves)
+    _files.write_json(out / f"{study.name}.json", about | {"summary": kept})
     for name, draw in study.pictures.items():
         draw(summary).savefig(out / name)
-
-
-def table_text(parts: Iterator[Any] | Sequence[Any]) -> str:
-    """What is printed, as the documentation shows it."""
-    console = Console(file=io.StringIO(), width=80, color_system=None)
-    for part in parts:
-        console.print(part, highlight=False)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

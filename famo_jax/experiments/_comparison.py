@@ -8,7 +8,7 @@ Each method is trained at every setting of its hyperparameters. The setting with
 import argparse
 import functools
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,64 +20,64 @@ from famo_jax.experiments._study import Study, Summary
 from famo_jax.experiments.problems._problem import Problem, Task
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from famo_jax.experiments._train import Arm, Results, Session
+    from famo_jax.experiments._train import Session
 
 MAX_ROWS = 2**24  # some 200 bytes each
+CONTROLLED = ["stl", "ls", "si", "frozen"]
+FORMS = [name for name in METHODS if METHODS[name].control and METHODS[name].measure != "fresh"]
+QUICK = {
+    "seeds": 2,
+    "methods": [*CONTROLLED, "famo", "famo-one-pass"],
+    "learning_rate": [1e-2],
+    "gamma": [1e-3],
+}
 
 
 def study(
-    name: str,
-    title: str,
-    seconds: int,
     problem: Problem,
-    full: Mapping[str, Any],
-    quick: Mapping[str, Any],
-    draw: "Callable[[Summary], Figure]",
     facts: Callable[[], Mapping[str, Any]],
-    timed: tuple[str, ...] = (),
+    quick: Mapping[str, Any],
+    full: Mapping[str, Any],
+    **about: Any,
 ) -> Study:
     """A comparison of methods on a problem.
 
     Args:
-      name: Of the study.
-      title: What it shows.
-      seconds: It takes on two cores.
       problem: What is learned.
-      full: The options where none are given.
-      quick: With ``--quick``.
-      draw: Its picture.
       facts: Of the data.
-      timed: Methods of which a step is timed even if they are not trained.
+      quick: The options with ``--quick``.
+      full: Those where none are given.
+      **about: The other fields of a study.
     """
     return Study(
-        name=name,
-        title=title,
-        seconds=seconds,
         full={"first_seed": 0, **full},
         quick=quick,
-        run=functools.partial(run, problem, facts, timed),
+        run=functools.partial(run, problem, facts),
         summarize=functools.partial(summarize, problem.tasks),
         tables=tables,
-        pictures={f"{name}.png": draw},
         options={
             "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run")
         },
+        curves=frozenset({"losses", "task_weights", "test_by_seed"}),
         epilog=described(METHODS),
         check=check,
+        **about,
     )
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses batches that memory would not hold, and adds the baseline."""
-    rows = options.steps * options.seeds * options.batch_size
+    check_rows(parser, options.steps * options.seeds * options.batch_size)
+    options.methods = [name for name in METHODS if name in {"stl", *options.methods}]
+
+
+def check_rows(parser: argparse.ArgumentParser, rows: int) -> None:
+    """Refuses batches that memory would not hold."""
     if rows > MAX_ROWS:
         parser.error(
             "argument --steps: expected steps x seeds x batch size of at most "
             f"{MAX_ROWS:,}, which are held in memory, got {rows:,}"
         )
-    options.methods = [name for name in METHODS if name in {"stl", *options.methods}]
 
 
 def settings_of(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -92,7 +92,6 @@ def settings_of(method: Method, grid: Mapping[str, Sequence[Any]]) -> list[dict[
 def run(
     problem: Problem,
     facts: Callable[[], Mapping[str, Any]],
-    timed: Sequence[str],
     options: argparse.Namespace,
     session: "Session",
 ) -> Runs:
@@ -100,25 +99,17 @@ def run(
     from famo_jax.experiments import _train
 
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    grid = {
-        "learning_rate": options.learning_rate,
-        "gamma": options.gamma,
-        "task": range(len(problem.tasks)),
-    }
+    grid = vars(options) | {"task": range(len(problem.tasks))}
 
-    def arm(name: str, data: Any) -> "Arm":
-        settings = settings_of(METHODS[name], grid)
-        return _train.Arm(name, problem, data, options.steps, METHODS[name], settings, seeds)
-
-    def plan(options: argparse.Namespace) -> "Generator[Sequence[Arm], Results, None]":
+    def plan() -> _train.Plan:
         data = problem.load_data(options.steps, seeds, options.batch_size)
-        yield [arm(name, data) for name in options.methods]
+        yield [
+            _train.Arm(name, problem, data, options.steps, method, settings_of(method, grid), seeds)
+            for name, method in METHODS.items()
+            if name in options.methods
+        ]
 
-    def timed_arms(arms: "Sequence[Arm]") -> "list[Arm]":
-        names = dict.fromkeys(["ls", *options.methods, *timed])
-        return [arm(name, arms[0].data)._replace(seeds=seeds[:1]) for name in names]
-
-    runs = _train.run(plan, options, session, timed_arms)
+    runs = _train.run(plan(), session, timed=".*", rounds=5 if options.quick else 25)
     return runs._replace(facts=runs.facts | {"problem": dict(facts())})
 
 
@@ -127,95 +118,65 @@ def run(
 
 def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
     """The figures of each method. Methods share seeds, so differences between two are paired."""
-    options, arms = runs.facts["settings"], runs.facts["arms"]
+    options, arms, times = (runs.facts[key] for key in ("settings", "arms", "times"))
     names = [task.name for task in tasks]
     higher = np.array([task.higher_is_better for task in tasks])
     rates = options["learning_rate"]
     stl_test, on_validation, stl_rates, stl_losses = _single_task(runs, tasks, rates)
     baseline = stl_test.mean(axis=0)
     delta_m = functools.partial(_statistics.delta_m, higher_is_better=higher)
-    chosen = {"stl": 0}
-    tests = {"stl": stl_test}
+    scores, chosen, tests = {}, {"stl": 0}, {"stl": stl_test}
     for name in arms:
         if name != "stl":
             validation = _statistics.finite(runs.arrays[name]["validation"]).mean(axis=1)
-            chosen[name] = _statistics.choose(delta_m(validation, on_validation))
+            scores[name] = delta_m(validation, on_validation)
+            chosen[name] = _statistics.choose(scores[name])
             tests[name] = _statistics.finite(runs.arrays[name]["test"][chosen[name]])
     by_seed = {name: delta_m(test, baseline) for name, test in tests.items()}
     means = np.stack([test.mean(axis=0) for test in tests.values()])
     ranks = dict(zip(tests, _statistics.mean_ranks(means, higher), strict=True))
-    times = runs.facts["times"]
-
-    def against(values: Array, name: str, others: Sequence[str]) -> dict[str, Any]:
-        return {
-            other: _statistics.estimate(values - by_seed[other])
-            for other in others
-            if other in by_seed and other != name
-        }
 
     def figures(name: str) -> dict[str, Any]:
         own = runs.arrays[name]
-        settings, index = arms[name]["settings"], chosen[name]
-        test = tests[name].mean(axis=0)
+        setting, test = arms[name]["settings"][chosen[name]], tests[name].mean(axis=0)
         found: dict[str, Any] = {
-            "description": METHODS[name].description,
             "test": dict(zip(names, test, strict=True)),
             "change": dict(zip(names, _statistics.changes(test, baseline, higher), strict=True)),
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": ranks[name],
-            "learning_rate": stl_rates if name == "stl" else [settings[index]["learning_rate"]],
-            "against": against(by_seed[name], name, opponents(name)),
+            "learning_rate": [setting["learning_rate"]],
+            "edges": _statistics.edges(setting, options),
+            "against": {
+                other: _statistics.estimate(by_seed[name] - by_seed[other])
+                for other in opponents(name)
+                if other in by_seed and other != name
+            },
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
-            "losses": stl_losses if name == "stl" else own["losses"][index].mean(axis=0),
         }
-        if name in times:
-            # Single-task learning steps K networks where the others step one.
-            networks = len(tasks) if name == "stl" else 1
-            found["step_seconds_of_one_network"] = times[name]
-            found["step_relative_to_ls"] = networks * times[name]["median"] / times["ls"]["median"]
-        if name != "stl":
-            scores = delta_m(_statistics.finite(own["validation"]).mean(axis=1), on_validation)
-            found["validation_delta_m"] = scores
-            found["edges"] = _statistics.edges(settings[index], options)
-        else:
+        if name == "stl":
             lists = {"learning_rate": rates}
             every = [_statistics.edges({"learning_rate": rate}, lists) for rate in stl_rates]
-            found["edges"] = list(dict.fromkeys(itertools.chain(*every)))
+            edges = list(dict.fromkeys(itertools.chain(*every)))
+            found |= {"learning_rate": stl_rates, "edges": edges, "losses": stl_losses}
+        else:
+            found["validation_delta_m"] = scores[name]
+            found["losses"] = own["losses"][chosen[name]].mean(axis=0)
+        if "ls" in times:
+            # Single-task learning steps K networks where the others step one.
+            networks = len(tasks) if name == "stl" else 1
+            found["step_relative_to_ls"] = networks * times[name]["median"] / times["ls"]["median"]
         if METHODS[name].has_logits:
-            found["logit_range"] = _range(own["logit_range"][index])
-            found["task_weights"] = own["task_weights"][index].mean(axis=0)
-        if "gamma" in METHODS[name].takes:
-            found["gamma"] = settings[index]["gamma"]
-            found["by_gamma"] = []
-            for row, gamma in enumerate(options["gamma"]):
-                # Settings go through all learning rates at each gamma.
-                best = row * len(rates) + _statistics.choose(
-                    scores[row * len(rates) : (row + 1) * len(rates)]
-                )
-                values = delta_m(_statistics.finite(own["test"][best]), baseline)
-                found["by_gamma"].append(
-                    {
-                        "gamma": gamma,
-                        "learning_rate": settings[best]["learning_rate"],
-                        "validation_delta_m": scores[best],
-                        "delta_m": _statistics.estimate(values),
-                        "against": against(values, name, CONTROLS),
-                        "logit_range": _range(own["logit_range"][best]),
-                    }
-                )
-        return found
+            ranges = own["logit_range"][chosen[name]].mean(axis=0)
+            found["logit_range"] = dict(zip(("end", "most", "mean"), ranges, strict=True))
+            found["task_weights"] = own["task_weights"][chosen[name]].mean(axis=0)
+        return found | {key: setting[key] for key in ("gamma",) if key in setting}
 
     return {
         "tasks": [task._asdict() for task in tasks],
         "steps": options["steps"],
         "problem": runs.facts["problem"],
         "methods": {name: figures(name) for name in METHODS if name in arms},
-        "step_relative_to_ls_of_methods_not_trained": {
-            name: time["median"] / times["ls"]["median"]
-            for name, time in times.items()
-            if name not in arms and name != "ls"
-        },
     }
 
 
@@ -249,11 +210,6 @@ def _single_task(
     )
 
 
-def _range(ranges: Array) -> dict[str, float]:
-    """Means over seeds of ``[seeds, 3]``."""
-    return dict(zip(("end", "most", "mean"), ranges.mean(axis=0), strict=True))
-
-
 def opponents(name: str) -> tuple[str, ...]:
     """What a method is compared with: of the forms of FAMO those with the same c."""
     c = "-no-c" if name.endswith("-no-c") else ""
@@ -270,9 +226,6 @@ def tables(summary: Summary) -> list[Any]:
     parts: list[Any] = [methods_table(summary), *notes(summary)]
     if any(METHODS[name].control for name in summary["methods"]):
         parts.append(differences(summary))
-    if untrained := summary["step_relative_to_ls_of_methods_not_trained"]:
-        steps = ", ".join(f"{name} {ratio:.1f}" for name, ratio in untrained.items())
-        parts.append(f"A step over that of ls, not trained: {steps}.")
     return parts
 
 
@@ -314,36 +267,30 @@ def methods_table(summary: Summary) -> Any:
     return table
 
 
+# What a column of differences shows for a form of FAMO.
+_COLUMNS: dict[str, Callable[[str], str]] = {
+    "si": lambda _: "si",
+    "frozen": lambda _: "frozen",
+    "uw": lambda _: "uw",
+    "two-pass": lambda name: opponents(name)[-2],
+    "one-pass": lambda name: opponents(name)[-1],
+}
+
+
 def differences(summary: Summary) -> Any:
     """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
     forms = {name: each for name, each in summary["methods"].items() if METHODS[name].control}
-    columns = {
-        label: [
-            other for name in forms for other in others(name) if other in forms[name]["against"]
-        ]
-        for label, others in _COLUMNS.items()
+    cells = {
+        label: [each["against"].get(other(name)) for name, each in forms.items()]
+        for label, other in _COLUMNS.items()
     }
-    columns = {label: found for label, found in columns.items() if found}
+    columns = {label: found for label, found in cells.items() if any(found)}
     table = _tables.new(
         "Differences of Δm, paired by seed: mean±95%", ["method"], [f"- {each}" for each in columns]
     )
-    for name, figures in forms.items():
-        cells = []
-        for label in columns:
-            (other,) = _COLUMNS[label](name)
-            cells.append(_tables.with_interval(figures["against"].get(other)))
-        table.add_row(name, *cells)
+    for name, *row in zip(forms, *columns.values(), strict=True):
+        table.add_row(name, *map(_tables.with_interval, row))
     return table
-
-
-# What a column of differences shows for a form of FAMO.
-_COLUMNS: dict[str, Callable[[str], tuple[str, ...]]] = {
-    "si": lambda _: ("si",),
-    "frozen": lambda _: ("frozen",),
-    "uw": lambda _: ("uw",),
-    "two-pass": lambda name: (opponents(name)[-2],),
-    "one-pass": lambda name: (opponents(name)[-1],),
-}
 
 
 def notes(summary: Summary) -> list[str]:
@@ -384,80 +331,27 @@ SHOWN = ("ls", "si", "famo", "famo-ema-no-c", "stl")
 RECOMMENDED = ("famo-ema-no-c", "famo-ema", "famo-one-pass", "famo")
 
 
-def draw_delta_m(axes: Any, summary: Summary) -> None:
-    """Of every method, but where it would squeeze the others."""
+def draw_overview(
+    summary: Summary, places: Sequence[float], label: Callable[[Any], None], title: str
+) -> Any:
+    """How each of many tasks changes, and below it delta m.
+
+    Args:
+      summary: Of the study.
+      places: Of the tasks, on an axis that ``label`` labels.
+      label: Gets the axes.
+      title: Of the changes.
+    """
     from famo_jax.experiments import _plots
 
-    rows = {
-        name: (each["delta_m"], METHODS[name].colour, each["delta_m_by_seed"])
-        for name, each in summary["methods"].items()
-        if name != "stl"
-    }
-    _plots.estimates(axes, rows, "Δm against single-task networks (%): mean, 95%, each seed")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title("Δm, lower is better")
-
-
-def draw_task_weights(axes: Any, summary: Summary, labelled: bool) -> None:
-    """Of the form that is recommended, or the next that was run."""
-    from famo_jax.experiments import _plots
-
-    axes.set_xlabel("step")
-    found = [name for name in RECOMMENDED if name in summary["methods"]]
-    if not found:
-        axes.set_title("no FAMO was run")
-        return
-    curves = np.array(summary["methods"][found[0]]["task_weights"])
-    x = _statistics.middles(summary["steps"], len(curves))
-    names = [task["name"] for task in summary["tasks"]]
-    colours = len(names) * ["#444444"] if labelled else _plots.task_colours(len(names))
-    series = dict(zip(names, zip(curves.T, colours, strict=True), strict=True))
-    axes.set_title(f"task weights of {found[0]}")
-    _plots.lines(axes, x, series, _plots.LINES if labelled else ("-",), labelled)
-
-
-def draw_losses(axes: Any, summary: Summary, task: int, labelled: bool) -> None:
-    """The loss of a task over the steps, mean over seeds, of the methods that are ``SHOWN``."""
-    from famo_jax.experiments import _plots
-
-    axes.set_yscale("log")
-    curves = {
-        name: (np.array(each["losses"])[:, task], METHODS[name].colour)
-        for name, each in summary["methods"].items()
-        if name in SHOWN
-    }
-    x = _statistics.middles(summary["steps"], len(curves["stl"][0]))
-    # The mean of the losses first makes some tasks worse, by far. That would squeeze the rest.
-    tops = [values.max() for name, (values, _) in curves.items() if name == "stl"]
-    ends = [values[-1] for values, _ in curves.values() if np.isfinite(values[-1])]
-    if np.isfinite(tops[0]):
-        low = min(np.nanmin(values) for values, _ in curves.values())
-        axes.set_ylim(low / 1.2, max(1.6 * tops[0], 1.2 * max(ends)))
-    _plots.lines(axes, x, curves, labelled=labelled)
-    _plots.plain_numbers(axes.yaxis)
-    axes.set_title(summary["tasks"][task]["loss"], fontsize=8)
-    axes.set_xlabel("step")
-
-
-def draw_gamma(axes: Any, summary: Summary) -> None:
-    """Delta m over gamma of FAMO's forms without c, each at its own learning rate."""
-    from famo_jax.experiments import _plots
-
-    methods = summary["methods"]
-    forms = {name: each for name, each in methods.items() if "by_gamma" in each}
-    forms = {name: each for name, each in forms.items() if name.endswith("-no-c")} or forms
-    series = {
-        name: ([each["delta_m"] for each in own["by_gamma"]], METHODS[name].colour)
-        for name, own in forms.items()
-    }
-    for control in CONTROLS[:1]:
-        if control in methods:
-            colour = METHODS[control].colour
-            _plots.band(axes, methods[control]["delta_m"], colour, control)
-    if series:
-        gammas = [each["gamma"] for each in next(iter(forms.values()))["by_gamma"]]
-        _plots.over_values(axes, gammas, series, "gamma")
-    axes.set_title("Δm (%) over gamma")
+    figure: Any
+    with _plots.picture(height=5.6) as figure:
+        above, below = figure.subplots(2, 1, height_ratios=(1, 1.1))
+        draw_changes(above, summary, places)
+        label(above)
+        above.set_title(f"{title}: change against single-task networks (%)")
+        draw_delta_m(below, summary)
+    return figure
 
 
 def draw_changes(axes: Any, summary: Summary, places: Sequence[float]) -> None:
@@ -471,6 +365,62 @@ def draw_changes(axes: Any, summary: Summary, places: Sequence[float]) -> None:
     axes.set_yscale("symlog", linthresh=10)
     axes.yaxis.set_major_formatter(lambda change, _: f"{change:g}")
     axes.grid(axis="y", color="#eeeeee")
-    axes.set_ylabel("change (%)")
     axes.margins(y=0.08)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
+
+
+def draw_delta_m(axes: Any, summary: Summary) -> None:
+    """Of every method."""
+    from famo_jax.experiments import _plots
+
+    rows = {
+        name: (each["delta_m"], METHODS[name].colour, each["delta_m_by_seed"])
+        for name, each in summary["methods"].items()
+        if name != "stl"
+    }
+    _plots.estimates(axes, rows, "Δm against single-task networks (%): mean, 95%, each seed")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_title("Δm, lower is better")
+
+
+def draw_task_weights(axes: Any, summary: Summary) -> None:
+    """Of the form that is recommended, or the next that was run. Tasks have no colours."""
+    from famo_jax.experiments import _plots
+
+    axes.set_xlabel("step")
+    found = [name for name in RECOMMENDED if name in summary["methods"]]
+    if not found:
+        axes.set_title("no FAMO was run")
+        return
+    curves = np.array(summary["methods"][found[0]]["task_weights"])
+    names = [task["name"] for task in summary["tasks"]]
+    series = {name: (curve, "#444444") for name, curve in zip(names, curves.T, strict=True)}
+    axes.set_title(f"task weights of {found[0]}")
+    _plots.lines(axes, _statistics.middles(summary["steps"], len(curves)), series, _plots.LINES)
+
+
+def draw_losses(
+    axes: Any, summary: Summary, task: int, labelled: bool, shown: Sequence[str] = SHOWN
+) -> None:
+    """The loss of a task over the steps, mean over seeds, of a few methods."""
+    from famo_jax.experiments import _plots
+
+    axes.set_yscale("log")
+    curves = {
+        name: (np.array(each["losses"])[:, task], METHODS[name].colour)
+        for name, each in summary["methods"].items()
+        if name in shown
+    }
+    if not curves:
+        return
+    x = _statistics.middles(summary["steps"], len(next(iter(curves.values()))[0]))
+    # The mean of the losses first makes some tasks worse, by far. That would squeeze the rest.
+    top = np.max(summary["methods"]["stl"]["losses"], axis=0)[task]
+    ends = [values[-1] for values, _ in curves.values() if np.isfinite(values[-1])]
+    if np.isfinite(top) and ends:
+        low = min(np.nanmin(values) for values, _ in curves.values())
+        axes.set_ylim(low / 1.2, max(1.6 * top, 1.2 * max(ends)))
+    _plots.lines(axes, x, curves, labelled=labelled)
+    _plots.plain_numbers(axes.yaxis)
+    axes.set_title(summary["tasks"][task]["loss"], fontsize=8)
+    axes.set_xlabel("step")

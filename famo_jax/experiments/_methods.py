@@ -1,6 +1,6 @@
 """The table of methods: one name, one description, one colour and one recipe each."""
 
-import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -31,50 +31,63 @@ class Method(NamedTuple):
 OTHER = "#aaaaaa"  # the colour of methods that are beside the point
 
 
-def _famo(description: str, colour: str, **fixed: Any) -> Method:
-    """A form of FAMO: what is fixed of its arguments, and how it measures."""
-    measure = fixed.pop("measure", "one-pass")
-    normalizer = fixed.get("normalizer", "harmonic")
+def _famo(description: str, colour: str, measure: Any = "one-pass", **fixed: Any) -> Method:
+    """A form of FAMO: how it measures, and what is fixed of its arguments."""
+    control = "frozen" if fixed.get("normalizer", "harmonic") == "harmonic" else "si"
 
-    def make(num_tasks: int, gamma: Any) -> Transformation:
-        tx: Transformation = famo(num_tasks, weight_decay=gamma, **fixed)
-        return tx
+    def make(num_tasks: int, gamma: Any, logits_rate: Any = 0.025) -> Transformation:
+        more: Any = fixed
+        return famo(num_tasks, learning_rate=logits_rate, weight_decay=gamma, **more)
 
-    control = "frozen" if normalizer == "harmonic" else "si"
     return Method(description, colour, make, ("gamma",), measure, control, has_logits=True)
 
 
 def _frozen(description: str, colour: str, normalizer: Any) -> Method:
-    def make(num_tasks: int) -> Transformation:
-        tx: Transformation = famo(num_tasks, learning_rate=0.0, normalizer=normalizer)
-        return tx
-
+    make = lambda k: famo(k, learning_rate=0.0, normalizer=normalizer)
     return Method(description, colour, make, has_logits=True)
 
 
-def _aggregation(description: str, make: Callable[[], Transformation]) -> Method:
-    return Method(description, OTHER, lambda _: make(), aggregates=True)
+def _of_the_library() -> "dict[str, Method]":
+    """Every method of both packages, at its defaults; not those that stand around another one."""
+    given = {"num_tasks": lambda k: k, "key": lambda _: 0}
+    found = {}
+    for package in (weighting, aggregation):
+        for name in package.__all__:
+            factory = getattr(package, name)
+            if not inspect.isfunction(factory) or name.endswith("_weights"):
+                continue
+            parameters = inspect.signature(factory).parameters.values()
+            takes = [each.name for each in parameters if each.default is each.empty]
+            if set(takes) <= given.keys():
+                found[name.replace("_", "-")] = Method(
+                    inspect.getdoc(factory).partition(":")[0],  # type: ignore[union-attr]
+                    OTHER,
+                    lambda k, own=factory, takes=takes: own(**{each: given[each](k) for each in takes}),
+                    aggregates=package is aggregation,
+                )
+    return found
 
 
+_LIBRARY = _of_the_library()
 METHODS: dict[str, Method] = {
     "stl": Method(
         "a network for each task", "#000000", lambda _, task: weighting.stl(task), ("task",)
     ),
-    "ls": Method("mean of the losses", "#888888", lambda _: weighting.ls()),
-    "si": Method("mean of the log losses", "#56b4e9", lambda _: weighting.si()),
+    "ls": _LIBRARY["ls"]._replace(description="mean of the losses", colour="#888888"),
+    "si": _LIBRARY["si"]._replace(description="mean of the log losses", colour="#56b4e9"),
     "frozen": _frozen("FAMO, logits held at 0", "#0072b2", "harmonic"),
     "frozen-no-c": _frozen("the same without c, which is si", "#56b4e9", None),
-    "famo": _famo("FAMO, two-pass", "#d55e00", measure="two-pass"),
-    "famo-no-c": _famo("FAMO, two-pass, without c", "#e69f00", measure="two-pass", normalizer=None),
+    "famo": _famo("FAMO, two-pass", "#d55e00", "two-pass"),
+    "famo-no-c": _famo("FAMO, two-pass, without c", "#e69f00", "two-pass", normalizer=None),
     "famo-one-pass": _famo("FAMO, one-pass", "#009e73"),
     "famo-one-pass-no-c": _famo("FAMO, one-pass, without c", "#cc79a7", normalizer=None),
     "famo-ema": _famo("FAMO, one-pass, changes smoothed by 0.9", "#7a4b1f", smoothing=0.9),
     "famo-ema-no-c": _famo("the same without c", "#b8860b", smoothing=0.9, normalizer=None),
-    "famo-fresh": _famo("FAMO by the change on a fresh batch", "#5e3c99", measure="fresh"),
-    "famo-fresh-no-c": _famo("the same without c", "#9970ab", measure="fresh", normalizer=None),
-    "rlw": Method("random weights", OTHER, lambda k: weighting.rlw(k, key=0)),
+    "famo-fresh": _famo("FAMO by the change on a fresh batch", "#5e3c99", "fresh"),
+    "famo-fresh-no-c": _famo("the same without c", "#9970ab", "fresh", normalizer=None),
+    "rlw": _LIBRARY["rlw"],
     "dwa": Method("weights by rates of change", OTHER, lambda k: weighting.dwa(k, window=25)),
-    "uw": Method("learned uncertainties", "#999933", lambda k: weighting.uw(k)),
+    "uw": _LIBRARY["uw"]._replace(colour="#999933"),
     "amortized-mgda": Method(
         "FAMO without logarithms",
         OTHER,
@@ -82,17 +95,8 @@ METHODS: dict[str, Method] = {
         ("gamma",),
         has_logits=True,
     ),
-    "mgda": _aggregation("the least convex combination", aggregation.mgda),
-    "pcgrad": _aggregation(
-        "conflicts projected away", functools.partial(aggregation.pcgrad, key=0)
-    ),
-    "cagrad": _aggregation("conflict-averse around the mean", aggregation.cagrad),
-    "imtl-g": _aggregation("equal projections", aggregation.imtl_g),
-    "graddrop": _aggregation(
-        "one sign for each entry", functools.partial(aggregation.graddrop, key=0)
-    ),
-    "nash-mtl": _aggregation("the Nash bargaining solution", aggregation.nash_mtl),
 }
+METHODS |= {name: method for name, method in _LIBRARY.items() if name not in METHODS}
 CONTROLS = ("si", "frozen")  # they learn no weights: what FAMO's are worth is beyond them
 
 

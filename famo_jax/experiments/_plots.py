@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -127,6 +127,7 @@ def over_values(
     series: Mapping[str, tuple[Sequence[Estimate], str]],
     xlabel: str,
     labelled: bool = True,
+    joined: bool = True,
 ) -> None:
     """Estimates with their 95% intervals over a list of values, which are equally far apart.
 
@@ -136,6 +137,7 @@ def over_values(
       series: By name an estimate for each value, and the colour.
       xlabel: What the values are.
       labelled: Whether to write the names.
+      joined: Whether by lines: what is between two values of one kind means something.
     """
     curves = {}
     for place, (name, (own, colour)) in enumerate(series.items()):
@@ -144,7 +146,8 @@ def over_values(
         bars = np.abs(ends - means) if np.isfinite(ends).all() else None
         # Side by side, so that intervals do not hide each other.
         x = np.arange(len(values)) + 0.07 * (place - (len(series) - 1) / 2)
-        axes.errorbar(x, means, bars, color=colour, marker="o", markersize=3, linewidth=1.2)
+        line = "-" if joined else "none"
+        axes.errorbar(x, means, bars, color=colour, fmt="o", ls=line, markersize=3, linewidth=1.2)
         curves[name] = (x[-1], float(means[-1]), colour)
     axes.set_xticks(range(len(values)), [_shown(value) for value in values])
     axes.set_xlabel(xlabel)
@@ -154,22 +157,6 @@ def over_values(
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def band(axes: Axes, estimate: Estimate, colour: str, label: str) -> None:
-    """A control beside curves: its mean and 95% interval, labelled."""
-    axes.axhline(estimate["mean"], color=colour, linestyle="--", linewidth=1)
-    if np.isfinite([estimate["low"], estimate["high"]]).all():
-        axes.axhspan(estimate["low"], estimate["high"], color=colour, alpha=0.12, linewidth=0)
-    axes.annotate(
-        label, (0, estimate["mean"]), xycoords=("axes fraction", "data"), xytext=(2, 2),
-        textcoords="offset points", color=colour,
-    )  # fmt: skip
-
-
-def task_colours(count: int) -> list[Any]:
-    """From the first task to the last: grey to black for few, else along a colour map."""
-    return list(colormaps["viridis"](np.linspace(0, 0.9, count)))
 
 
 def plain_numbers(axis: Any) -> None:

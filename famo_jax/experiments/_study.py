@@ -37,6 +37,7 @@ class Study(NamedTuple):
     tables: "Callable[[Summary], Sequence[Table | str]]"
     pictures: "Mapping[str, Callable[[Summary], Figure]]"  # by the names of their files
     options: Mapping[str, Option] = {}  # besides those that all studies share
+    curves: frozenset[str] = frozenset()  # keys of the summary that no table needs
     epilog: str = ""
     saves: bool = True  # whether a run can be saved and resumed
     # Ends with a usage error where options do not go together.

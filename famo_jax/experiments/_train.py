@@ -7,6 +7,7 @@ same initial parameters, batches and keys, seed for seed, so that differences ar
 
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,43 +151,39 @@ def halves(rows: Any) -> tuple[Any, Any]:
     return first, jax.tree.map(lambda leaf: leaf[size:], rows)
 
 
-def _over(function: Callable[..., Any], axes: Sequence[int | None], at_once: bool) -> Any:
-    """Maps over an axis of some arguments, beside each other or one after the other."""
-    if at_once:
-        return jax.vmap(function, in_axes=tuple(axes))
-
-    def mapped(*args: Any) -> Any:
-        own = [
-            jax.tree.map(lambda leaf, axis=axis: jnp.moveaxis(leaf, axis, 0), arg)
-            for arg, axis in zip(args, axes, strict=True)
-            if axis is not None
-        ]
-
-        def one(own: Any) -> Any:
-            rest = iter(own)
-            pairs = zip(args, axes, strict=True)
-            return function(*(arg if axis is None else next(rest) for arg, axis in pairs))
-
-        return jax.lax.map(one, own)
-
-    return mapped
+def _over(function: Callable[..., Any], beside: bool) -> Callable[..., Any]:
+    """Maps over the first axis of all arguments, beside each other or one after the other."""
+    if beside:
+        return jax.vmap(function)
+    return lambda *args: jax.lax.map(lambda own: function(*own), args)
 
 
 def over_all(arm: Arm) -> Functions:
     """Of all settings and seeds, ``[settings, seeds]``."""
     each = functions(arm)
 
-    def lift(function: Any, seeds: Sequence[int | None], settings: Sequence[int | None]) -> Any:
-        over_seeds = _over(function, seeds, arm.seeds_at_once)
-        return _over(over_seeds, settings, arm.settings_at_once)
+    def lift(function: Any, by_setting: Any, by_both: Any, by_seed: Any) -> Any:
+        def over_seeds(setting: Any, both: Any) -> Any:
+            own = functools.partial(function, setting)
+            return _over(own, arm.seeds_at_once)(both, by_seed)
 
-    # Seeds have batches of their own, which all settings of one seed share.
-    own = 0 if arm.data.held_out_by_seed else None
-    return Functions(
-        lift(each.begin, (None, 0), (0, None)),
-        lift(each.advance, (None, 0, 0, None, None, 1), (0, 0, None, None, None, None)),
-        lift(each.finish, (0, own, own), (0, None, None)),
-    )
+        return _over(over_seeds, arm.settings_at_once)(by_setting, by_both)
+
+    def begin(settings: Any, variables: Any) -> Any:
+        return lift(lambda own, _, start: each.begin(own, start), settings, (), variables)
+
+    def advance(settings: Any, carry: Any, keys: Any, pool: Any, first: Any, batches: Any) -> Any:
+        def one(setting: Any, carry: Any, own: Any) -> Any:
+            return each.advance(setting, carry, own[0], pool, first, own[1])
+
+        # Seeds have batches of their own, which all settings of one seed share.
+        by_seed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batches)
+        return lift(one, settings, carry, (keys, by_seed))
+
+    def finish(carry: Any, validation: Any, test: Any) -> Any:
+        return lift(lambda _, own, __: each.finish(own, validation, test), (), carry, ())
+
+    return Functions(begin, advance, finish)
 
 
 # --- A training -----------------------------------------------------------------------------------
@@ -275,6 +272,7 @@ class Session(NamedTuple):
     """What a run reports to, and where it is saved."""
 
     progress: Progress
+    begun: float  # by `time.perf_counter`, as if without a stop
     checkpoint_dir: Path | None = None
     saved: Mapping[str, _checkpoint.Saved] = {}
 
@@ -299,7 +297,8 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
     def one(arm: Arm) -> dict[str, Array]:
         def save(steps: int, state: Any) -> None:
             assert session.checkpoint_dir
-            _checkpoint.save(session.checkpoint_dir, arm.name, steps, state)
+            seconds = time.perf_counter() - session.begun
+            _checkpoint.save(session.checkpoint_dir, arm.name, steps, state, seconds)
 
         tell = tells[arm.name]
         saver = save if session.checkpoint_dir else None
@@ -315,35 +314,30 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
 
 
 # Yields arms, gets the results of all so far, and may yield others that depend on them.
-Plan = Callable[[Any], Generator[Sequence[Arm], Results, None]]
+Plan = Generator[Sequence[Arm], Results, None]
 
 
-def run(
-    plan: Plan,
-    options: Any,
-    session: Session,
-    timed: Callable[[Sequence[Arm]], Sequence[Arm]] = lambda arms: [],
-) -> Runs:
-    """Trains the arms of a plan, then times a step of those that ``timed`` picks or adds."""
+def run(plan: Plan, session: Session, timed: str = "", rounds: int = 25) -> Runs:
+    """Trains the arms of a plan, then times a step of those whose names match ``timed``."""
     results: Results = {}
     arms: list[Arm] = []
-    steps = plan(options)
     tell = session.row("data")
     tell("composing")
-    now: Any = next(steps)
+    now: Any = next(plan)
     tell("done")
     while now:
         arms += now
         results |= train_arms(session, now)
         try:
-            now = steps.send(results)
+            now = plan.send(results)
         except StopIteration:
             now = None
     times = {}
-    if picked := timed(arms):
+    if timed:
         tell = session.row("time of a step")
         tell("measuring")
-        times = measure_steps(picked, rounds=5 if options.quick else 25)
+        picked = [arm for arm in arms if re.fullmatch(timed, arm.name)]
+        times = measure_steps(picked, rounds=rounds)
         tell("done")
     about = {
         arm.name: {"settings": list(map(dict, arm.settings)), "seeds": list(arm.seeds)}

@@ -7,7 +7,10 @@ chosen on the validation digits and compared on the test digits stands in ``_com
 import functools
 from typing import Any
 
-from famo_jax.experiments import _command, _comparison
+import numpy as np
+
+from famo_jax.experiments import _command, _comparison, _statistics
+from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments.problems import digits
 
 
@@ -18,12 +21,33 @@ def draw(summary: Any) -> Any:
     figure: Any
     with _plots.picture(height=5.2) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-        panels = above.subplots(1, digits.K)
-        for task, axes in enumerate(panels):
+        for task, axes in enumerate(above.subplots(1, digits.K)):
             _comparison.draw_losses(axes, summary, task, labelled=task == digits.K - 1)
         left, right = below.subplots(1, 2)
-        _comparison.draw_task_weights(left, summary, labelled=True)
+        _comparison.draw_task_weights(left, summary)
         _comparison.draw_delta_m(right, summary)
+    return figure
+
+
+def draw_problem(summary: Any) -> Any:
+    """Why weigh at all: a quiet loss, the loudest, and what becomes of each task's error."""
+    from famo_jax.experiments import _plots
+
+    methods = summary["methods"]
+    shown = [name for name in ("ls", "si", "famo-ema-no-c") if name in methods]
+    baseline = np.mean(methods["stl"]["test_by_seed"], axis=0)
+    with _plots.picture(height=2.7) as figure:
+        quiet, loud, errors = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+        _comparison.draw_losses(quiet, summary, 1, labelled=False, shown=shown)
+        _comparison.draw_losses(loud, summary, 3, labelled=True, shown=shown)
+        series = {}
+        for name in shown:
+            changes = _statistics.changes(methods[name]["test_by_seed"], baseline).T
+            series[name] = (list(map(_statistics.estimate, changes)), METHODS[name].colour)
+        names = [task["metric"].rpartition(" (")[0].replace(" ", "\n") for task in summary["tasks"]]
+        _plots.over_values(errors, names, series, "", labelled=False, joined=False)
+        errors.axhline(0, color="black", linewidth=0.8)
+        errors.set_title("held-out error over single-task (%)", fontsize=8)
     return figure
 
 
@@ -37,26 +61,21 @@ def facts() -> dict[str, Any]:
     }
 
 
-FULL = {
-    "steps": 1500,
-    "seeds": 5,
-    "batch_size": 64,
-    "methods": [
-        *("stl", "ls", "si", "frozen"),
-        *("famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
-        *("famo-ema", "famo-ema-no-c"),
-    ],
-    "learning_rate": [1e-3, 3e-3, 1e-2],
-    "gamma": [0.0, 1e-3, 1e-2, 1e-1],
-}
 STUDY = _comparison.study(
     name="digits",
     title="Multi-task methods on overlapping handwritten digits",
     seconds=122,
     problem=digits.PROBLEM,
-    full=FULL,
+    full={
+        "steps": 1500,
+        "seeds": 5,
+        "batch_size": 64,
+        "methods": [*_comparison.CONTROLLED, *_comparison.FORMS],
+        "learning_rate": [1e-3, 3e-3, 1e-2],
+        "gamma": [0.0, 1e-3, 1e-2, 1e-1],
+    },
     quick={"steps": 200, "seeds": 2, "learning_rate": [3e-3], "gamma": [1e-3]},
-    draw=draw,
+    pictures={"digits.png": draw, "problem.png": draw_problem},
     facts=facts,
 )
 main = functools.partial(_command.main, STUDY)

@@ -14,48 +14,42 @@ Two losses of two parameters, of which the mean has a point where Adam gets stuc
 
 These are those of the official code (github.com/Cranial-XIX/FAMO, ``experiments/toy``), and so are
 its settings: Adam at 1e-3, 50,000 steps, no decay of the logits, lower bounds -2.1 and -21. The
-paper's Appendix D prints :math:`- \tanh(-x_2)` in :math:`f_2`: ``--sign minus``. That changes what
-happens from (9, 9): the ravine of :math:`L_2` then ends at (9, 0), where FAMO is held up so long
-that it is not at the Pareto front after 50,000 steps. From the other four it reaches the front
-either way. So it is the code's sign that gives Figure 1.
+paper's Appendix D prints :math:`- \tanh(-x_2)` in :math:`f_2`: ``--sign minus``, with which FAMO is
+not at the Pareto front from (9, 9) after 50,000 steps. So it is the code's sign that gives Figure 1.
 
 In the official code the logits step at the beginning of a step, by the change from the losses
-before: here ``famo-one-pass``. With the same losses at every step that is two-pass (``famo``) up to
-rounding. ``famo-chain`` is one-pass as the last link of an Optax chain, one step later. All of an
-official method that Adam does not cancel is here too: the official PCGrad and CAGrad clip the norm
-of what they return to 1. Not here: its MGDA stays 0.001 away from weights of 0 and 1, and its
-Nash-MTL has a length that follows the gradients'.
+before. With the same losses at every step that is two-pass (``famo``) up to rounding. One-pass, as
+the last link of a chain, is one step later. Of an official method all that Adam does not cancel is
+here too: the official PCGrad and CAGrad clip the norm of what they return to 1. Not here: its MGDA
+stays 0.001 away from weights of 0 and 1, and its Nash-MTL has a length that follows the gradients'.
 
 The Pareto front lies where :math:`x_2 < 0`. There :math:`L_i` are multiples of :math:`c_2 q_i`, and
 where a convex combination of these is stationary
 :math:`\tfrac1{50} (x_2 + 8) \sinh(-x_2) = \tfrac1{10} (49 - x_1^2 + \tfrac1{10} (x_2 + 8)^2) - 20`
-with :math:`|x_1| \le 7`. A search over a grid of the whole plane confirms it in every run.
+with :math:`|x_1| \le 7`.
 """
 
 import argparse
 import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
 
-import famo_jax
-from famo_jax.experiments import _command, _tables
-from famo_jax.experiments._files import Runs
+from famo_jax import aggregation, famo, weighting
+from famo_jax.experiments import _command, _methods, _tables
+from famo_jax.experiments._files import Array, Runs
+from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
-
-Array = npt.NDArray[Any]
+from famo_jax.experiments.problems import _problem
+from famo_jax.experiments.problems._problem import Problem, Task
 
 # --- The problem ----------------------------------------------------------------------------------
 
-K = 2
 MIN_LOSSES = (-2.1, -21.0)
 CLAMP = 5e-6
 
@@ -66,35 +60,48 @@ STARTS = {
 SIGNS = {"plus": 1.0, "minus": -1.0}
 
 
-def task_losses(params: jax.Array, sign: float = 1.0) -> jax.Array:
+def task_losses(params: Any, sign: float = 1.0, xp: Any = jnp) -> Any:
     """The two losses.
 
     Args:
-      params: ``[2]``, x.
+      params: ``[2, ...]``, x.
       sign: Of tanh(-x2) in f2: 1 as in the official code, -1 as in the paper's print.
+      xp: The module of the arithmetic, NumPy or JAX's.
 
     Returns:
-      ``[2]``
+      ``[2, ...]``
     """
     x1, x2 = params
 
-    def clamped_log(argument: jax.Array) -> jax.Array:
-        value: jax.Array = jnp.log(jnp.maximum(jnp.abs(argument), CLAMP)) + 6
-        return value
+    def clamped_log(argument: Any) -> Any:
+        return xp.log(xp.maximum(xp.abs(argument), CLAMP)) + 6
 
-    def quadratic(centre: float) -> jax.Array:
-        value: jax.Array = ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
-        return value
+    def quadratic(centre: float) -> Any:
+        return ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
 
-    f1 = clamped_log(0.5 * (-x1 - 7) - jnp.tanh(-x2))
-    f2 = clamped_log(0.5 * (-x1 + 3) + sign * jnp.tanh(-x2) + 2)
+    f1 = clamped_log(0.5 * (-x1 - 7) - xp.tanh(-x2))
+    f2 = clamped_log(0.5 * (-x1 + 3) + sign * xp.tanh(-x2) + 2)
     # Where a gate opens both have a slope, as PyTorch's clamp has. One of the starts is there.
-    gate = jnp.tanh(0.5 * x2)
-    c1, c2 = jnp.where(gate >= 0, gate, 0), jnp.where(gate <= 0, -gate, 0)
-    losses: jax.Array = jnp.stack(
-        [0.1 * (c1 * f1 + c2 * quadratic(7)), c1 * f2 + c2 * quadratic(-7)]
+    gate = xp.tanh(0.5 * x2)
+    c1, c2 = xp.where(gate >= 0, gate, 0), xp.where(gate <= 0, -gate, 0)
+    return xp.stack([0.1 * (c1 * f1 + c2 * quadratic(7)), c1 * f2 + c2 * quadratic(-7)])
+
+
+def losses_of(points: npt.ArrayLike, sign: float = 1.0) -> Array:
+    """The losses at points of the plane, ``[..., 2] -> [..., 2]``, by NumPy."""
+    array = np.moveaxis(np.asarray(points, np.float64), -1, 0)
+    return np.moveaxis(task_losses(array, sign, np), 0, -1)
+
+
+def problem_of(points: Array, sign: float) -> Problem:
+    """A problem whose seeds are the numbers of the starts ``[starts, 2]``, and metrics the end."""
+    return Problem(
+        tasks=tuple(Task(name, name, name, 3) for name in ("L1", "L2")),
+        load_data=_problem.no_data,
+        init=lambda seeds: (jnp.asarray(points[np.asarray(seeds)], jnp.float32), ()),
+        losses=lambda params, state, *_: (task_losses(params, sign), state),
+        metrics=lambda params, *_: params,
     )
-    return losses
 
 
 def pareto_set(points: int) -> Array:
@@ -110,25 +117,11 @@ def pareto_set(points: int) -> Array:
     return np.stack([x1, x2], axis=-1)
 
 
-def losses_of(points: npt.ArrayLike, sign: float = 1.0) -> Array:
-    """The losses at points of the plane, ``[..., 2] -> [..., 2]``, on the host."""
-    array = np.asarray(points, np.float32)
-    losses: Array = np.asarray(_losses_of(array.reshape(-1, 2), sign), np.float64)
-    return losses.reshape(array.shape)
-
-
-_losses_of = jax.jit(jax.vmap(task_losses, in_axes=(0, None)))
-
-
 def search_front(points: int, sign: float = 1.0) -> Array:
     """The losses that no others dominate on a square grid over [-10, 10] x [-10, 10].
 
-    Args:
-      points: Of each side of the grid.
-      sign: As for :func:`task_losses`.
-
     Returns:
-      ``[n, 2]``, sorted.
+      ``[n, 2]``, sorted; ``points`` are those of each side of the grid.
     """
     side = np.linspace(-10, 10, points)
     losses = losses_of(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), sign)
@@ -162,152 +155,46 @@ def distance_to(front: Array, losses: Array) -> Array:
 # --- Methods --------------------------------------------------------------------------------------
 
 
-class Method(NamedTuple):
-    """How two losses become one update."""
-
-    description: str
-    make: Callable[[], optax.GradientTransformationExtraArgs]  # Adam and the method, chained
-    order: Literal["two-pass", "one-pass", "lag-free"] = "one-pass"
-    takes_logs: bool = False  # it combines the gradients of the losses' logarithms
-    official: str | None = None  # what the official code calls it
+def _famo(name: str, **fixed: Any) -> Method:
+    """A form of the table, with the official code's bounds and without decay."""
+    make = lambda k: famo(k, weight_decay=0.0, min_losses=jnp.array(MIN_LOSSES), **fixed)
+    return _methods.METHODS[name]._replace(make=make, takes=())
 
 
-def _adam() -> optax.GradientTransformation:
-    return optax.adam(1e-3)
+def _clipped(method: Any, factor: float) -> Any:
+    return optax.chain(method, optax.scale(factor), optax.clip_by_global_norm(1.0))
 
 
-def _famo(learning_rate: float = 0.025) -> optax.GradientTransformationExtraArgs:
-    famo = famo_jax.famo(
-        K, learning_rate=learning_rate, weight_decay=0.0, min_losses=jnp.array(MIN_LOSSES)
-    )
-    return optax.chain(_adam(), famo)
-
-
-C = 0.4  # of CAGrad
-
+_TABLE = _methods.METHODS
 METHODS: dict[str, Method] = {
-    "adam": Method(
-        "Adam on the mean", lambda: optax.chain(_adam(), famo_jax.weighting.ls()), official="ls"
-    ),
-    "famo": Method("FAMO, two-pass", _famo, "two-pass", official="famo"),
-    "famo-one-pass": Method("FAMO, one-pass without lag", _famo, "lag-free", official="famo"),
-    "famo-chain": Method("FAMO, one-pass in a chain", _famo, official="famo"),
-    "frozen": Method("FAMO, logits held at 0", lambda: _famo(0.0)),
-    "si": Method(
-        "SI", lambda: optax.chain(_adam(), famo_jax.weighting.si(min_losses=jnp.array(MIN_LOSSES)))
-    ),
-    "mgda": Method(
-        "MGDA", lambda: optax.chain(famo_jax.aggregation.mgda(), _adam()), official="mgda"
-    ),
-    "log-mgda": Method(
-        "MGDA on log losses (eq. 6)",
-        lambda: optax.chain(famo_jax.aggregation.mgda(), _adam()),
-        takes_logs=True,
-    ),
-    "pcgrad": Method(
-        "PCGrad",
-        # The key is without effect where there are two tasks.
-        lambda: optax.chain(
-            famo_jax.aggregation.pcgrad(key=0),
-            optax.scale(K),
-            optax.clip_by_global_norm(1.0),
-            _adam(),
+    "adam": _TABLE["ls"]._replace(description="Adam on the mean"),
+    "famo": _famo("famo"),
+    "famo-one-pass": _famo("famo-one-pass"),
+    "frozen": _famo("frozen", learning_rate=0.0),
+    "si": _TABLE["si"]._replace(make=lambda _: weighting.si(min_losses=jnp.array(MIN_LOSSES))),
+    "mgda": _TABLE["mgda"],
+    "log-mgda": _TABLE["mgda"]._replace(
+        description="MGDA on log losses (eq. 6)",
+        make=lambda _: aggregation.log_losses(
+            aggregation.mgda(), min_losses=jnp.array(MIN_LOSSES)
         ),
-        official="pcgrad",
     ),
-    "cagrad": Method(
-        "CAGrad (c = 0.4)",
-        lambda: optax.chain(
-            famo_jax.aggregation.cagrad(c=C),
-            optax.scale(K / (1 + C**2)),
-            optax.clip_by_global_norm(1.0),
-            _adam(),
-        ),
-        official="cagrad",
+    # The key is without effect where there are two tasks.
+    "pcgrad": _TABLE["pcgrad"]._replace(make=lambda k: _clipped(aggregation.pcgrad(key=0), k)),
+    "cagrad": _TABLE["cagrad"]._replace(
+        make=lambda k: _clipped(aggregation.cagrad(c=0.4), k / (1 + 0.4**2))
     ),
-    "imtl-g": Method(
-        "IMTL-G", lambda: optax.chain(famo_jax.aggregation.imtl_g(), _adam()), official="imtl"
-    ),
-    "nash-mtl": Method(
-        "Nash-MTL",
-        lambda: optax.chain(famo_jax.aggregation.nash_mtl(), _adam()),
-        official="nashmtl",
-    ),
+    "imtl-g": _TABLE["imtl-g"],
+    "nash-mtl": _TABLE["nash-mtl"],
 }
+# What the official code calls them.
+OFFICIAL = {"adam": "ls", "imtl-g": "imtl", "nash-mtl": "nashmtl"}
+OFFICIAL |= {name: name for name in ("famo", "mgda", "pcgrad", "cagrad")}
 
 
-def training_step(
-    method: Method, losses_fn: Callable[[jax.Array], jax.Array]
-) -> tuple[Callable[[jax.Array], Any], Callable[[Any, None], tuple[Any, None]]]:
-    """The training step of any method.
-
-    Returns:
-      ``params -> carry`` and ``(carry, None) -> (carry, None)``, for :func:`jax.lax.scan`. The
-      carry is ``(params, opt_state)``.
-    """
-    tx = method.make()
-    logits_optimizer = famo_jax.logits_optimizer(0.025, 0.0)
-    adam = _adam()
-
-    def objectives(params: jax.Array) -> jax.Array:
-        losses = losses_fn(params)
-        return jnp.log(losses - jnp.array(MIN_LOSSES)) if method.takes_logs else losses
-
-    def init(params: jax.Array) -> Any:
-        return params, tx.init(params)
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        params, opt_state = carry
-        losses, grads = famo_jax.losses_and_grads(objectives)(params, state=opt_state)
-        extra = {"losses_fn": losses_fn} if method.order == "two-pass" else {}
-        updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    def lag_free_step(carry: Any, _: None) -> tuple[Any, None]:
-        params, (adam_state, state) = carry
-        state = famo_jax.update_logits(state, state.losses, losses_fn(params), logits_optimizer)
-        _, grads = famo_jax.losses_and_grads(losses_fn)(params, state=state)
-        updates, adam_state = adam.update(grads, adam_state, params)
-        return (optax.apply_updates(params, updates), (adam_state, state)), None
-
-    return init, lag_free_step if method.order == "lag-free" else step
-
-
-class Run(NamedTuple):
-    """Trajectories, thinned: one point every ``every`` steps, from step 0."""
-
-    params: chex.Array  # [starts, points, 2]
-    task_weights: chex.Array | None  # [starts, points, 2], z in the state, for a method with logits
-    end: chex.Array  # [starts, 2], after the last step
-
-
-def compile_run(
-    method: Method, starts: jax.Array, steps: int, every: int, sign: float = 1.0
-) -> Callable[[jax.Array], Run]:
-    """Compiles the trajectories of a method from all starts, ``[starts, 2]``, as one call."""
-    init, step = training_step(method, functools.partial(task_losses, sign=sign))
-
-    def stretch(carry: Any, _: None) -> tuple[Any, Any]:
-        params, opt_state = carry
-        z = famo_jax.task_weights(opt_state) if method.official == "famo" else None
-        # What is not kept is not stored either. To store every step takes as long as the steps.
-        carry, _ = jax.lax.scan(step, carry, None, length=every)
-        return carry, (params, z)
-
-    def run(start: jax.Array) -> Run:
-        carry, (params, z) = jax.lax.scan(stretch, init(start), None, length=steps // every)
-        (end, _), _ = jax.lax.scan(step, carry, None, length=steps % every)
-        return Run(params, z, end)
-
-    compiled: Callable[[jax.Array], Run] = jax.jit(jax.vmap(run)).lower(starts).compile()
-    return compiled
-
-
-# --- The study ------------------------------------------------------------------------------------
-
+# --- The run --------------------------------------------------------------------------------------
 
 NUDGE = 1e-6  # in x1: the distance of neighbouring float32 numbers at 9
-RUNS = 3  # whose median is the running time; the second is the nudged one
 POINTS = 500  # kept of a trajectory
 
 
@@ -316,71 +203,48 @@ def thinning(steps: int) -> int:
     return max(1, steps // POINTS)
 
 
-def measure(
-    name: str, starts: Array, steps: int, sign: float = 1.0
-) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Compiles and runs one method: its trajectories, and the seconds of both."""
-    start_points = jnp.asarray(starts, jnp.float32)
-    begin = time.perf_counter()
-    call = compile_run(METHODS[name], start_points, steps, thinning(steps), sign)
-    compile_seconds = time.perf_counter() - begin
-    runs, seconds = [], []
-    for index in range(RUNS):
-        points = start_points + jnp.array([NUDGE, 0.0]) if index == 1 else start_points
-        begin = time.perf_counter()
-        runs.append(jax.block_until_ready(call(points)))
-        seconds.append(time.perf_counter() - begin)
-    fields = {
-        name: np.asarray(value) for name, value in runs[0]._asdict().items() if value is not None
-    }
-    fields |= {"nudged": np.asarray(runs[1].params), "nudged_end": np.asarray(runs[1].end)}
-    return fields, {"compile": compile_seconds, "seconds": seconds}
+def arm_of(name: str, points: Array, steps: int, sign: float = 1.0) -> Any:
+    """A method from all starts, ``[starts, 2]``, and then from all of them nudged."""
+    from famo_jax.experiments import _train
+
+    problem = problem_of(np.concatenate([points, points + [NUDGE, 0.0]]), sign)
+    seeds = range(2 * len(points))
+    return _train.Arm(
+        name, problem, problem.load_data(steps, seeds, 1), steps, METHODS[name],
+        [{"learning_rate": 1e-3}], seeds, schedule=lambda setting, _: setting["learning_rate"],
+        probe=lambda _, __, before, ___, ____: before.params,
+        keep=lambda probed: {"params": np.asarray(probed[0, :, :: thinning(steps)])},
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
-    """One after the other: each has the machine to itself while its time is taken."""
-    sign, starts = SIGNS[options.sign], points_of(options.starts)
-    arrays: dict[str, dict[str, Array]] = {}
-    times = {}
-    for name in options.methods:
-        tell = session.row(name)
-        tell("compiling and training")
-        arrays[name], times[name] = measure(name, starts, options.steps, sign)
-        tell("done")
-    tell = session.row("Pareto front")
-    tell("searching")
-    front = losses_of(pareto_set(100_001), sign)
-    searched = search_front(401 if options.quick else 1001, sign)
-    found = {"points": len(searched), "largest_distance": distance_to(front[::100], searched).max()}
-    tell("done")
+    """All methods from all starts."""
+    from famo_jax.experiments import _train
+
+    points, sign = points_of(options.starts), SIGNS[options.sign]
+    arms = [arm_of(name, points, options.steps, sign) for name in options.methods]
+    runs = _train.run(iter_once(arms), session)
     if options.reference:
         for name, reference in load_reference(Path(options.reference)).items():
-            arrays[f"official {name}"] = reference._asdict()
-    about = {name: {"settings": [], "seeds": [0]} for name in arrays}
-    return Runs({"arms": about, "times": times, "searched_front": found}, arrays)
+            runs.arrays[f"official {name}"] = {"params": reference}
+            runs.facts["arms"][f"official {name}"] = {"settings": [], "seeds": []}
+    return runs
 
 
-# --- Other trajectories ---------------------------------------------------------------------------
-
-PARTED = 1e-3
-
-
-class Reference(NamedTuple):
-    """Trajectories computed elsewhere, from the same starts."""
-
-    params: Array  # [starts, points, 2], every 100 steps
-    end_losses: Array  # [starts, 2], after as many steps
+def iter_once(arms: Any) -> Any:
+    """A plan of one stage."""
+    yield arms
 
 
 REFERENCE_EVERY = 100
 
 
-def load_reference(path: Path) -> dict[str, Reference]:
-    """The official code's trajectories, by its names of the methods.
+def load_reference(path: Path) -> dict[str, Array]:
+    """The official code's trajectories, ``[5, points, 2]``, by its names of the methods.
 
     Args:
-      path: An npz file with ``starts`` (5, 2) and, for each method, ``METHOD/trajectory``
-        (5, points, 2) and ``METHOD/final_losses`` (5, 2).
+      path: An npz file with ``starts`` (5, 2) and, for each method, ``METHOD/trajectory``, of
+        which a point is kept every 100 steps.
 
     Raises:
       ValueError: If it holds something else.
@@ -389,37 +253,24 @@ def load_reference(path: Path) -> dict[str, Reference]:
         with np.load(path) as arrays:
             if not np.array_equal(arrays["starts"], STARTS["official"]):
                 raise ValueError("its starts are not the official ones")
-            names = [key.split("/")[0] for key in arrays if key.endswith("/trajectory")]
-            return {
-                name: Reference(
-                    arrays[f"{name}/trajectory"].astype(np.float64),
-                    arrays[f"{name}/final_losses"].astype(np.float64),
-                )
-                for name in names
-            }
+            keys = [key for key in arrays if key.endswith("/trajectory")]
+            return {key.split("/")[0]: arrays[key].astype(np.float64) for key in keys}
     except (OSError, KeyError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def apart(losses: Array, others: Array, front: Array) -> Array:
-    """The distance of losses where the front spans 1 in both directions, ``[..., 2] -> [...]``."""
-    distance: Array = np.linalg.norm((losses - others) / np.ptp(front, axis=0), axis=-1)
-    return distance
+# --- What is shown --------------------------------------------------------------------------------
+
+PARTED = 1e-3
 
 
 def deviation(params: Array, others: Array) -> Array:
     """The distance of two trajectories over that from the origin, which counts as 1 at least.
 
-    Args:
-      params: ``[..., 2]``
-      others: ``[..., 2]``
-
-    Returns:
-      ``[...]``
+    ``[..., 2], [..., 2] -> [...]``
     """
     distance: Array = np.linalg.norm(params - others, axis=-1)
-    distance /= np.maximum(np.linalg.norm(others, axis=-1), 1)
-    return distance
+    return distance / np.maximum(np.linalg.norm(others, axis=-1), 1)
 
 
 def parting(params: Array, others: Array, every: int) -> list[float]:
@@ -433,141 +284,60 @@ def parting(params: Array, others: Array, every: int) -> list[float]:
     Returns:
       One for each start, NaN where they stay together.
     """
-    parted = deviation(params, others) > PARTED
+    points = min(params.shape[1], others.shape[1])
+    parted = deviation(params[:, :points], others[:, :points]) > PARTED
     return [int(np.argmax(each)) * every if each.any() else np.nan for each in parted]
-
-
-def against(
-    params: Array, end_losses: Array, reference: Reference, steps: int, front: Array
-) -> dict[str, Any]:
-    """How closely a method's trajectories agree with the reference."""
-    every = thinning(steps)
-    common = np.lcm(every, REFERENCE_EVERY)
-    own, other = (
-        params[:, :: common // every],
-        reference.params[:, :: common // REFERENCE_EVERY],
-    )
-    points = min(own.shape[1], other.shape[1])
-    own, other = own[:, :points], other[:, :points]
-    whole = steps == reference.params.shape[1] * REFERENCE_EVERY
-    found = {
-        "compared_steps": int((points - 1) * common),
-        "parts_at_step": parting(own, other, int(common)),
-        "largest_deviation": deviation(own, other).max(axis=1),
-        "params": reference.params[:, : steps // REFERENCE_EVERY + 1 : max(1, steps // 10_000)],
-    }
-    if whole:
-        found["end_losses"] = reference.end_losses
-        found["end_losses_apart"] = apart(end_losses, reference.end_losses, front)
-    return found
-
-
-# --- The report -----------------------------------------------------------------------------------
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
     """The figures of each method."""
-    settings, facts = runs.facts["settings"], runs.facts
-    steps, sign = settings["steps"], SIGNS[settings["sign"]]
-    front = losses_of(pareto_set(100_001), sign)
-    seconds = {name: float(np.median(each["seconds"])) for name, each in facts["times"].items()}
+    settings = runs.facts["settings"]
+    steps, sign, starts = settings["steps"], SIGNS[settings["sign"]], points_of(settings["starts"])
+    front, every, n = losses_of(pareto_set(100_001), sign), thinning(steps), len(starts)
     summary = {}
-    for name in seconds:
-        own = {key: np.asarray(value, np.float64) for key, value in runs.arrays[name].items()}
-        thin = max(1, own["params"].shape[1] // 100)
-        end_losses, nudged = losses_of(own["end"], sign), losses_of(own["nudged_end"], sign)
+    for name in settings["methods"]:
+        params = runs.arrays[name]["params"].astype(np.float64)
+        ends = losses_of(runs.arrays[name]["test"][0, :n], sign)
+        thin = max(1, params.shape[1] // 100)
         summary[name] = {
-            "description": METHODS[name].description,
-            "distance": distance_to(front, end_losses),
-            "end": own["end"],
-            "end_losses": end_losses,
-            "compile_seconds": facts["times"][name]["compile"],
-            "seconds": seconds[name],
-            "seconds_over_adam": seconds[name] / seconds["adam"],
-            "nudged_parts_at_step": parting(own["params"], own["nudged"], thinning(steps)),
-            "nudged_end_losses_apart": apart(end_losses, nudged, front),
-            "trajectory_every": thinning(steps) * thin,
-            "params": own["params"][:, ::thin],
-            "losses": losses_of(own["params"][:, ::thin], sign),
+            "distance": distance_to(front, ends),
+            "end_losses": ends,
+            "nudged_parts_at_step": parting(params[:n], params[n:], every),
+            "every": every * thin,
+            "params": params[:n, ::thin],
+            "losses": losses_of(params[:n, ::thin], sign),
         }
-        if "task_weights" in own:
-            summary[name]["task_weights"] = own["task_weights"][:, ::thin]
-        if found := runs.arrays.get(f"official {METHODS[name].official}"):
-            official = Reference(**found)
-            summary[name]["official"] = against(own["params"], end_losses, official, steps, front)
-    return {
-        "starts": points_of(settings["starts"]),
-        "sign": sign,
-        "searched_front": facts["searched_front"],
-        "methods": summary,
-    }
-
-
-def _named(start: Sequence[float]) -> str:
-    return f"({start[0]:g}, {start[1]:g})"
-
-
-def table(summary: Mapping[str, Any], starts: Array) -> Any:
-    """A row for each method, 80 columns wide."""
-    rows = _by_start("distance of the end to the Pareto front, and time", starts)
-    for column in rows.columns[1:]:
-        column.header = str(column.header).replace(" ", "\n")
-    for header in ("compile\n(s)", "run\n(s)", "run\n/ adam"):
-        rows.add_column(header, justify="right", no_wrap=True)
-    for name, figures in summary.items():
-        rows.add_row(
-            name,
-            *(f"{distance:.4f}" for distance in figures["distance"]),
-            f"{figures['compile_seconds']:.2f}",
-            f"{figures['seconds']:.3f}",
-            f"{figures['seconds_over_adam']:.1f}",
-        )
-    return rows
-
-
-def agreement(summary: Mapping[str, Any], starts: Array) -> list[Any]:
-    """How closely trajectories agree with the official code's and with our own, nudged ones."""
-    parting = _by_start(f"hundreds of steps until {PARTED:g} apart: official/nudged", starts)
-    ends = _by_start("distance of the ends: official/nudged", starts)
-    for name, figures in summary.items():
-        official = figures.get("official")
-        if official:
-            both = zip(official["parts_at_step"], figures["nudged_parts_at_step"], strict=True)
-            parting.add_row(name, *(f"{_hundreds(a)}/{_hundreds(b)}" for a, b in both))
-        if official and "end_losses_apart" in official:
-            both = zip(
-                official["end_losses_apart"], figures["nudged_end_losses_apart"], strict=True
-            )
-            ends.add_row(name, *(f"{a:.3f}/{b:.3f}" for a, b in both))
-    return [rows for rows in (parting, ends) if rows.row_count]
-
-
-def _by_start(title: str, starts: Array) -> Any:
-    return _tables.new(title, ["method"], map(_named, starts), padding=1)
-
-
-def _hundreds(step: float) -> str:
-    return f"{step / 100:.0f}" if np.isfinite(step) else "-"
+        if official := runs.arrays.get(f"official {OFFICIAL.get(name)}"):
+            common = int(np.lcm(every, REFERENCE_EVERY))
+            theirs = official["params"][:, : steps // REFERENCE_EVERY + 1]
+            own, other = params[:n, :: common // every], theirs[:, :: common // REFERENCE_EVERY]
+            summary[name] |= {
+                "official_parts_at_step": parting(own, other, common),
+                "official_losses": losses_of(theirs[:, :: max(1, steps // 10_000)], sign),
+            }
+    return {"starts": starts, "sign": sign, "methods": summary}
 
 
 def tables(summary: Summary) -> list[Any]:
-    """Distances and times, and how closely trajectories agree with others."""
-    methods, starts = summary["methods"], summary["starts"]
-    compared = agreement(methods, starts)
-    notes = "Distances: in loss space, where the front spans 1 by 1. Times: all starts at once."
-    return [
-        table(methods, starts),
-        *compared,
-        notes + (" Nudged: our own, started 1e-6 beside in x1." if compared else ""),
-    ]
+    """Distances, and how long trajectories stay with others."""
+    starts = [f"({x1:g}, {x2:g})" for x1, x2 in summary["starts"]]
+    ends = _tables.new("Distance of the end to the Pareto front", ["method"], starts, padding=1)
+    title = f"Steps until {PARTED:g} apart: from the official code's / our own, nudged"
+    parted = _tables.new(title, ["method"], starts, padding=1)
+    shown = lambda step: f"{step:,.0f}" if np.isfinite(step) else "-"
+    for name, figures in summary["methods"].items():
+        ends.add_row(name, *(f"{distance:.4f}" for distance in figures["distance"]))
+        if official := figures.get("official_parts_at_step"):
+            both = zip(official, figures["nudged_parts_at_step"], strict=True)
+            parted.add_row(name, *(" / ".join(map(shown, steps)) for steps in both))
+    notes = "Distances: in loss space, where the front spans 1 by 1."
+    nudged = f" Nudged: started {NUDGE:g} beside in x1, which parts from us as rounding does."
+    return [ends, *([parted] if parted.row_count else []), notes + nudged]
 
 
 # One for each start: colours that stay apart for the colour-blind.
 COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")
 MAX_STARTS = len(COLOURS)
-FRONT = "0.55"
-
-
 SHOWN = ("adam", "si", "frozen", "famo", "famo-one-pass")  # what the picture is about
 
 
@@ -594,19 +364,32 @@ def draw(summary: Summary) -> Any:
         landscape.set_title("mean loss: paths of famo (adam dotted)")
         for axes, name in zip(panels[1:], shown, strict=False):
             own = methods[name]
-            axes.plot(*losses_of(pareto_set(201), sign).T, color=FRONT, linewidth=4)
+            axes.plot(*losses_of(pareto_set(201), sign).T, color="0.55", linewidth=4)
             ends = np.asarray(own["end_losses"])
             for path, end, colour in zip(own["losses"], ends, COLOURS, strict=False):
                 axes.plot(*np.vstack([path, end]).T, color=colour, linewidth=1)
                 axes.plot(*end, "*", color=colour, markeredgecolor="black", markeredgewidth=0.4)
-            if "official" in own:
-                dots = losses_of(np.asarray(own["official"]["params"]), sign)
-                axes.plot(*dots.reshape(-1, 2).T, ".", color="black", markersize=1)
+            if "official_losses" in own:
+                dots = np.reshape(own["official_losses"], (-1, 2))
+                axes.plot(*dots.T, ".", color="black", markersize=1.5)
+                axes.annotate(_difference(own, starts), (0.03, 0.97), xycoords="axes fraction",
+                              va="top", fontsize=7)  # fmt: skip
             axes.set_title(f"{METHODS[name].description}")
             axes.set(xlabel="$L_1$", ylabel="$L_2$")
         for axes in panels[1 + len(shown) :]:
             axes.set_axis_off()
     return figure
+
+
+def _difference(own: Mapping[str, Any], starts: Array) -> str:
+    """Where the dots are not on the lines, and why."""
+    lines = [
+        f"({x1:g}, {x2:g}) from step {step:,.0f}"
+        for (x1, x2), step in zip(starts, own["official_parts_at_step"], strict=True)
+        if np.isfinite(step)
+    ]
+    told = "\n".join(["dots: official code,", "parted by rounding:", *lines])
+    return told if lines else "dots: official code"
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -621,7 +404,7 @@ def points_of(words: Sequence[str]) -> Array:
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses starts that are none, and a reference that does not belong to the run."""
-    options.methods = [name for name in METHODS if name in {"adam", *options.methods}]
+    options.methods = [name for name in METHODS if name in options.methods]
     try:
         points = points_of(options.starts)
     except ValueError:
@@ -664,31 +447,21 @@ STUDY = Study(
     pictures={"toy.png": draw},
     options={
         "starts": Option(
-            str,
-            f"{' or '.join(STARTS)}, or coordinates x1 x2 x1 x2 ...",
-            True,
-            "START",
-            distinct=False,
+            str, f"{' or '.join(STARTS)}, or x1 x2 x1 x2 ...", True, "START", distinct=False
         ),
-        "methods": _command.methods_option(
-            [*METHODS], "; adam, the baseline of the times, is always run"
-        ),
+        "methods": _command.methods_option([*METHODS]),
         "sign": Option(
             _command.one_of([*SIGNS]),
             "of tanh(-x2) in f2: plus as in the official code, minus as in the paper",
             metavar="SIGN",
         ),
         "reference": Option(
-            str,
-            "trajectories of the official code to compare with, such as "
-            "tests/data/toy_trajectories.npz",
-            metavar="FILE",
+            str, "the official code's trajectories, tests/data/toy_trajectories.npz", metavar="FILE"
         ),
     },
-    epilog="methods:\n"
-    + "\n".join(f"  {name:16}{method.description}" for name, method in METHODS.items()),
+    curves=frozenset({"params", "losses", "official_losses"}),
+    epilog=_methods.described(METHODS),
     check=check,
-    saves=False,
 )
 main = functools.partial(_command.main, STUDY)
 

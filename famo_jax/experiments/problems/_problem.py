@@ -34,7 +34,6 @@ class Data(NamedTuple):
     test: Any
     pool: Any = None
     epoch: int | None = None
-    held_out_by_seed: bool = False  # whether each seed has validation and test data of its own
 
     def batches(self, first: int, last: int) -> Any:
         """``[last - first, seeds, ...]``, in which rows are not looked up yet."""
@@ -61,6 +60,13 @@ class Problem(NamedTuple):
     metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
+
+
+def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
+    """Of a problem all of which is seen in each step."""
+    del batch_size
+    nothing = jnp.zeros((steps, len(seeds), 0))
+    return Data(nothing, nothing[:0], nothing[:0])
 
 
 def of_network(

@@ -10,7 +10,7 @@ points, which are fixed, so the losses carry no noise of sampling.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from flax import nnx
 
 from famo_jax.experiments.problems import _problem
-from famo_jax.experiments.problems._problem import Data, Problem, Task
+from famo_jax.experiments.problems._problem import Problem, Task
 
 Array = npt.NDArray[Any]
 Field = Callable[[jax.Array], jax.Array]  # [N, 2] points -> [N] values
@@ -201,17 +201,13 @@ def problem_of(equation: Equation) -> Problem:
     """The terms of an equation as tasks; the metrics are the relative error, then the losses."""
     terms = terms_of(equation)
 
-    def load_data(steps: int, seeds: Sequence[int], _: int) -> Data:
-        nothing = jnp.zeros((steps, len(seeds), 0))  # all points are seen in each step
-        return Data(nothing, nothing[:0], nothing[:0])
-
     def metrics(params: chex.ArrayTree, _: Any, __: Any) -> jax.Array:
         error = relative_error(equation, field_of(equation, params))
         return jnp.concatenate([error[None], task_losses(equation, params)])
 
     return Problem(
         tasks=tuple(Task(term, f"{term}, MSE", term, 3) for term in terms),
-        load_data=load_data,
+        load_data=_problem.no_data,
         init=lambda seeds: (_problem.init_params(Network, seeds), ()),
         losses=lambda params, state, *_: (task_losses(equation, params), state),
         metrics=metrics,
