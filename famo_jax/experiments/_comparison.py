@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from famo_jax.experiments import _command, _statistics, _tables
+from famo_jax.experiments import _command, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import CONTROLS, METHODS, Method, described
 from famo_jax.experiments._study import Study, Summary
@@ -23,35 +23,23 @@ if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
 MAX_ROWS = 2**24  # some 200 bytes each
-CONTROLLED = ["stl", "ls", "si", "frozen"]
-FORMS = [name for name in METHODS if METHODS[name].control and METHODS[name].measure != "fresh"]
-QUICK = {
-    "seeds": 2,
-    "methods": [*CONTROLLED, "famo", "famo-one-pass"],
-    "learning_rate": [1e-2],
-    "gamma": [1e-3],
-}
+FORMS = "famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema famo-ema-no-c"
+QUICK = "--seeds 2 --methods stl ls si frozen famo famo-one-pass --learning-rate 1e-2 --gamma 1e-3"
 
 
 def study(
-    problem: Problem,
-    facts: Callable[[], Mapping[str, Any]],
-    quick: Mapping[str, Any],
-    full: Mapping[str, Any],
-    **about: Any,
+    problem: Problem, facts: Callable[[], Mapping[str, Any]], full: str, **about: Any
 ) -> Study:
     """A comparison of methods on a problem.
 
     Args:
       problem: What is learned.
       facts: Of the data.
-      quick: The options with ``--quick``.
-      full: Those where none are given.
+      full: The options where none are given.
       **about: The other fields of a study.
     """
     return Study(
-        full={"first_seed": 0, **full},
-        quick=quick,
+        full=f"--first-seed 0 {full}",
         run=functools.partial(run, problem, facts),
         summarize=functools.partial(summarize, problem.tasks),
         tables=tables,
@@ -191,23 +179,15 @@ def _single_task(
     """
     own, k = runs.arrays["stl"], len(tasks)
     each = np.arange(k)
-
-    def of_own_task(metrics: Array) -> Array:  # [K, rates, seeds]
-        return _statistics.finite(metrics).reshape(k, len(rates), -1, k)[each, :, :, each]
-
-    validation, test = of_own_task(own["validation"]), of_own_task(own["test"])
-    signs = np.array([-1 if task.higher_is_better else 1 for task in tasks])
-    best = [
-        _statistics.choose(sign * scores.mean(axis=-1))
-        for sign, scores in zip(signs, validation, strict=True)
-    ]
-    losses = own["losses"].reshape(k, len(rates), *own["losses"].shape[1:-1])[each, best]
-    return (
-        test[each, best].T,
-        validation[each, best].mean(axis=-1),
-        [rates[index] for index in best],
-        losses.mean(axis=1).T,
+    validation, test = (  # [K, rates, seeds]
+        _statistics.finite(own[split]).reshape(k, len(rates), -1, k)[each, :, :, each]
+        for split in ("validation", "test")
     )
+    signs = np.array([-1 if task.higher_is_better else 1 for task in tasks])[:, None]
+    best = list(map(_statistics.choose, signs * validation.mean(axis=-1)))
+    losses = own["losses"].reshape(k, len(rates), *own["losses"].shape[1:-1])[each, best]
+    means = validation[each, best].mean(axis=-1)
+    return test[each, best].T, means, [rates[index] for index in best], losses.mean(axis=1).T
 
 
 def opponents(name: str) -> tuple[str, ...]:
@@ -230,39 +210,29 @@ def tables(summary: Summary) -> list[Any]:
 
 
 def methods_table(summary: Summary) -> Any:
-    """A row for each method: each task, or how they are spread if there are many.
-
-    Then ``worst`` is the greatest change of a metric against single-task learning, counted up where
-    it is worse, and ``better`` is how many tasks are better than by single-task learning.
-    """
+    """A row for each method: each task, or how they are spread if there are many."""
     tasks = summary["tasks"]
     few = len(tasks) <= MOST_COLUMNS
-    spread = ("worst\ntask\n(%)", f"better\nof {len(tasks)}")
-    headers = (
-        *((task["metric"].replace(" ", "\n") for task in tasks) if few else spread),
-        *("Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", "gamma"),
-        *(() if few else ("logit\nrange",)),
-        "step\n/ ls",
+    headers = [task["metric"].replace(" ", "\n") for task in tasks]
+    headers = headers if few else ["worst\ntask\n(%)", f"better\nof {len(tasks)}"]
+    headers += ["Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", "gamma"]
+    table = _tables.new(
+        None, ["method"], [*headers, *([] if few else ["logit\nrange"]), "step\n/ ls"]
     )
-    table = _tables.new(None, ["method"], headers)
     for name, figures in summary["methods"].items():
-        rate = figures["learning_rate"]
-        changes = np.array(list(figures["change"].values()))
-        drift, step = figures.get("logit_range"), figures.get("step_relative_to_ls")
-        cells = (
-            [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks]
-            if few
-            else [f"{changes.max():z.0f}", f"{np.sum(changes < 0)}"]
-        )
+        rate, changes = figures["learning_rate"], list(figures["change"].values())
+        each = [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks]
+        spread = [f"{max(changes):z.0f}", f"{sum(change < 0 for change in changes)}"]
+        drift = [f"{figures['logit_range']['end']:.2f}" if "logit_range" in figures else ""]
         table.add_row(
             name,
-            *cells,
+            *(each if few else spread),
             _tables.with_error(figures["delta_m"]),
             f"{figures['mean_rank']:.2f}",
             f"{rate[0]:g}" if len(rate) == 1 else "below",
             f"{figures['gamma']:g}" if "gamma" in figures else "",
-            *(() if few else (f"{drift['end']:.2f}" if drift else "",)),
-            "" if step is None else f"{step:.2f}",
+            *([] if few else drift),
+            f"{figures['step_relative_to_ls']:.2f}" if "step_relative_to_ls" in figures else "",
         )
     return table
 
@@ -342,8 +312,6 @@ def draw_overview(
       label: Gets the axes.
       title: Of the changes.
     """
-    from famo_jax.experiments import _plots
-
     figure: Any
     with _plots.picture(height=5.6) as figure:
         above, below = figure.subplots(2, 1, height_ratios=(1, 1.1))
@@ -371,8 +339,6 @@ def draw_changes(axes: Any, summary: Summary, places: Sequence[float]) -> None:
 
 def draw_delta_m(axes: Any, summary: Summary) -> None:
     """Of every method."""
-    from famo_jax.experiments import _plots
-
     rows = {
         name: (each["delta_m"], METHODS[name].colour, each["delta_m_by_seed"])
         for name, each in summary["methods"].items()
@@ -385,8 +351,6 @@ def draw_delta_m(axes: Any, summary: Summary) -> None:
 
 def draw_task_weights(axes: Any, summary: Summary) -> None:
     """Of the form that is recommended, or the next that was run. Tasks have no colours."""
-    from famo_jax.experiments import _plots
-
     axes.set_xlabel("step")
     found = [name for name in RECOMMENDED if name in summary["methods"]]
     if not found:
@@ -403,8 +367,6 @@ def draw_losses(
     axes: Any, summary: Summary, task: int, labelled: bool, shown: Sequence[str] = SHOWN
 ) -> None:
     """The loss of a task over the steps, mean over seeds, of a few methods."""
-    from famo_jax.experiments import _plots
-
     axes.set_yscale("log")
     curves = {
         name: (np.array(each["losses"])[:, task], METHODS[name].colour)

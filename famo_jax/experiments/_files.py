@@ -48,13 +48,11 @@ def environment() -> dict[str, Any]:
 
 def write(folder: Path, runs: Runs) -> None:
     """Writes both files."""
-    flat = {
-        f"{arm}/{field}": array
-        for arm, fields in runs.arrays.items()
-        for field, array in fields.items()
-    }
+    pairs = ((arm, own) for arm, fields in runs.arrays.items() for own in fields.items())
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **flat)
+    np.savez_compressed(
+        buffer, allow_pickle=False, **{f"{arm}/{field}": array for arm, (field, array) in pairs}
+    )
     write_bytes(folder / RUNS, buffer.getvalue())
     write_json(folder / STUDY, runs.facts)
 

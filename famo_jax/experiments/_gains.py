@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from famo_jax.experiments import _comparison, _statistics
+from famo_jax.experiments import _comparison, _plots, _statistics
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments.problems._problem import Problem
@@ -148,8 +148,6 @@ def draw_panels(
       values: By panel those of the horizontal axis.
       xlabel: What they are.
     """
-    from famo_jax.experiments import _plots
-
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for panels, names in zip(grid, rows, strict=True):
         for axes, name in zip(panels, names, strict=True):

@@ -62,7 +62,9 @@ def _of_the_library() -> "dict[str, Method]":
                 found[name.replace("_", "-")] = Method(
                     inspect.getdoc(factory).partition(":")[0],  # type: ignore[union-attr]
                     OTHER,
-                    lambda k, own=factory, takes=takes: own(**{each: given[each](k) for each in takes}),
+                    lambda k, own=factory, takes=takes: own(
+                        **{each: given[each](k) for each in takes}
+                    ),
                     aggregates=package is aggregation,
                 )
     return found

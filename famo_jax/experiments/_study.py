@@ -21,7 +21,6 @@ class Option(NamedTuple):
     what: str
     several: bool = False
     metavar: str = "N"
-    distinct: bool = True  # whether a value may be given once only
 
 
 class Study(NamedTuple):
@@ -30,8 +29,8 @@ class Study(NamedTuple):
     name: str
     title: str
     seconds: int  # that it takes on two cores
-    full: Mapping[str, Any]  # the options where none are given
-    quick: Mapping[str, Any]  # with --quick
+    full: str  # the options where none are given, as one would give them
+    quick: str  # with --quick
     run: "Callable[[argparse.Namespace, Session], Runs]"
     summarize: "Callable[[Runs], Summary]"
     tables: "Callable[[Summary], Sequence[Table | str]]"

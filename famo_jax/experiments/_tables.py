@@ -53,13 +53,8 @@ def between(estimate: Mapping[str, float], form: str = "z.1f") -> str:
 
 
 def ratio(estimate: Mapping[str, float]) -> str:
-    """A geometric mean and its interval."""
-    return f"{estimate['mean']:.2g} ({between(estimate, '.2g')})"
-
-
-def distinct(rows: Iterable[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
-    """The values of these keys, each once, in order."""
-    return list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+    """A geometric mean, and the factor by which its interval extends either way."""
+    return f"{estimate['mean']:.2g} ({estimate['high'] / estimate['mean']:.2g})"
 
 
 def text(parts: Iterable[Any]) -> str:
@@ -72,7 +67,9 @@ def text(parts: Iterable[Any]) -> str:
 
 
 # A block of the documentation: the command, and below it what the run printed that is kept.
-BLOCK = re.compile(r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*\n).*?(?=\n```)", re.S)
+BLOCK = re.compile(
+    r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*\n).*?(?=\n```)", re.S
+)
 
 
 def refreshed(page: str, runs: Path) -> str:

@@ -39,15 +39,9 @@ STUDY = _comparison.study(
     title="Multi-task methods on forty attributes of overlapping handwritten digits",
     seconds=242,
     problem=attributes.PROBLEM,
-    full={
-        "steps": 400,
-        "seeds": 10,
-        "batch_size": 256,
-        "methods": [*_comparison.CONTROLLED, "rlw", "dwa", "uw", *_comparison.FORMS],
-        "learning_rate": [1e-2, 3e-2, 1e-1],
-        "gamma": [0.0, 1e-4, 1e-3],
-    },
-    quick=_comparison.QUICK | {"steps": 100},
+    full="--steps 400 --seeds 10 --batch-size 256 --learning-rate 1e-2 3e-2 1e-1 "
+    "--gamma 0 1e-4 1e-3 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
+    quick="--steps 100 " + _comparison.QUICK,
     pictures={"attributes.png": draw},
     facts=facts,
 )

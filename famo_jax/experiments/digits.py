@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from famo_jax.experiments import _command, _comparison, _statistics
+from famo_jax.experiments import _command, _comparison, _plots, _statistics
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments.problems import digits
 
 
 def draw(summary: Any) -> Any:
     """Each task's loss over the steps, the task weights, and delta m of every method."""
-    from famo_jax.experiments import _plots
-
     figure: Any
     with _plots.picture(height=5.2) as figure:
         above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
@@ -31,8 +29,6 @@ def draw(summary: Any) -> Any:
 
 def draw_problem(summary: Any) -> Any:
     """Why weigh at all: a quiet loss, the loudest, and what becomes of each task's error."""
-    from famo_jax.experiments import _plots
-
     methods = summary["methods"]
     shown = [name for name in ("ls", "si", "famo-ema-no-c") if name in methods]
     baseline = np.mean(methods["stl"]["test_by_seed"], axis=0)
@@ -45,7 +41,7 @@ def draw_problem(summary: Any) -> Any:
             changes = _statistics.changes(methods[name]["test_by_seed"], baseline).T
             series[name] = (list(map(_statistics.estimate, changes)), METHODS[name].colour)
         names = [task["metric"].rpartition(" (")[0].replace(" ", "\n") for task in summary["tasks"]]
-        _plots.over_values(errors, names, series, "", labelled=False, joined=False)
+        _plots.over_values(errors, names, series, "", labelled=False, line="none")
         errors.axhline(0, color="black", linewidth=0.8)
         errors.set_title("held-out error over single-task (%)", fontsize=8)
     return figure
@@ -66,15 +62,9 @@ STUDY = _comparison.study(
     title="Multi-task methods on overlapping handwritten digits",
     seconds=122,
     problem=digits.PROBLEM,
-    full={
-        "steps": 1500,
-        "seeds": 5,
-        "batch_size": 64,
-        "methods": [*_comparison.CONTROLLED, *_comparison.FORMS],
-        "learning_rate": [1e-3, 3e-3, 1e-2],
-        "gamma": [0.0, 1e-3, 1e-2, 1e-1],
-    },
-    quick={"steps": 200, "seeds": 2, "learning_rate": [3e-3], "gamma": [1e-3]},
+    full="--steps 1500 --seeds 5 --batch-size 64 --learning-rate 1e-3 3e-3 1e-2 "
+    "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen " + _comparison.FORMS,
+    quick="--steps 200 --seeds 2 --learning-rate 3e-3 --gamma 1e-3",
     pictures={"digits.png": draw, "problem.png": draw_problem},
     facts=facts,
 )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import famo_jax
-from famo_jax.experiments import _command, _comparison, _gains, _tables
+from famo_jax.experiments import _command, _comparison, _gains, _plots, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments._study import Option, Study, Summary
@@ -177,8 +177,6 @@ def tables(summary: Summary) -> list[Any]:
 
 def draw(summary: Summary) -> Any:
     """Over gamma, at the paper's rate of the logits: what each form gains in each cell."""
-    from famo_jax.experiments import _plots
-
     names = list(summary["cells"])[:6]
     series, values = {}, {}
     for name in names:
@@ -207,24 +205,10 @@ STUDY = Study(
     name="gamma",
     title="How much decay FAMO's task logits need",
     seconds=363,
-    full={
-        "steps": 500,
-        "seeds": 10,
-        "tuning_seeds": 5,
-        "batch_size": [16, 128],
-        "gamma": [0.0, 1e-4, 1e-3, 1e-2, 1e-1],
-        "logits_rate": [0.005, 0.025, 0.1, 0.25],
-        "tasks": [2, 10, 40, 1000],
-    },
-    quick={
-        "steps": 30,
-        "seeds": 2,
-        "tuning_seeds": 1,
-        "batch_size": [8],
-        "gamma": [0.0, 1e-3, 1e-2],
-        "logits_rate": [0.025],
-        "tasks": [2, 10],
-    },
+    full="--steps 500 --seeds 10 --tuning-seeds 5 --batch-size 16 128 --tasks 2 10 40 1000 "
+    "--gamma 0 1e-4 1e-3 1e-2 1e-1 --logits-rate 0.005 0.025 0.1 0.25",
+    quick="--steps 30 --seeds 2 --tuning-seeds 1 --batch-size 8 --tasks 2 10 --gamma 0 1e-3 1e-2 "
+    "--logits-rate 0.025",
     run=run,
     summarize=summarize,
     tables=tables,

@@ -26,13 +26,11 @@ import numpy as np
 import optax
 
 from famo_jax import famo, loss_weights
-from famo_jax.experiments import _command, _statistics, _tables
+from famo_jax.experiments import _command, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
 from famo_jax.experiments.problems._problem import Data, Problem, Task
-
-# --- Tasks ----------------------------------------------------------------------------------------
 
 K, FEATURES, WIDTH = 4, 8, 8
 BATCH_SIZE, VALIDATION_SIZE = 16, 1000
@@ -54,15 +52,11 @@ class Truth(NamedTuple):
     noise: Any  # [VALIDATION_SIZE, K], of variance 1
 
 
-class Batch(NamedTuple):
-    """What a training step sees."""
+def draw_seed(seed: int, nearness: float, steps: int) -> tuple[Params, Truth, tuple[Array, Array]]:
+    """Network, tasks and batches ``[steps, BATCH_SIZE, ...]`` of inputs and outputs.
 
-    inputs: Any  # [..., BATCH_SIZE, FEATURES]
-    outputs: Any  # [..., BATCH_SIZE, K]
-
-
-def draw_seed(seed: int, nearness: float, steps: int) -> tuple[Params, Truth, Batch]:
-    """Draws tasks, network and batches, where the near task's least loss is 10^-nearness."""
+    The near task's least loss is 10^-nearness.
+    """
     generators = [np.random.default_rng([seed, stream]) for stream in range(5)]
 
     def normal(stream: int, *shape: int) -> Array:
@@ -72,50 +66,40 @@ def draw_seed(seed: int, nearness: float, steps: int) -> tuple[Params, Truth, Ba
     targets /= np.linalg.norm(targets, axis=0)
     variances = np.array([10.0**-nearness, *(K - 1) * [1.0]], np.float32)
     trunk, heads = normal(1, FEATURES, WIDTH) / FEATURES**0.5, normal(2, WIDTH, K) / WIDTH**0.5
-    train, held_out = (
+    (inputs, noise), held_out = (
         np.split(normal(stream, *shape, FEATURES + K), [FEATURES], axis=-1)
         for stream, shape in ((3, (steps, BATCH_SIZE)), (4, (VALIDATION_SIZE,)))
     )
-    inputs, noise = train
     outputs = inputs @ targets + noise * np.sqrt(variances)
     params = Params(np.float32(trunk), np.float32(heads))
-    return params, Truth(targets, variances, *held_out), Batch(inputs, outputs)
+    return params, Truth(targets, variances, *held_out), (inputs, outputs)
 
 
-def task_losses(params: Params, batch: Batch) -> jax.Array:
-    """The K mean squared errors, ``[K]``."""
-    errors = batch.inputs @ params.trunk @ params.heads - batch.outputs
-    return jnp.mean(errors**2, axis=0)
+def task_losses(params: Params, batch: Any) -> jax.Array:
+    """The K mean squared errors of inputs and outputs, ``[K]``."""
+    inputs, outputs = batch
+    return jnp.mean((inputs @ params.trunk @ params.heads - outputs) ** 2, axis=0)
 
 
-def excess(params: Params, truth: Truth) -> Any:
-    """What the losses over all inputs have above their least values, over these, ``[K]``."""
-    return jnp.sum((params.trunk @ params.heads - truth.targets) ** 2, axis=0) / truth.variances
-
-
-def metrics(params: Params, truth: Truth) -> jax.Array:
+def metrics(params: Params, truth: Truth, _: Any = None) -> jax.Array:
     """The excess on the validation draws, then that over all inputs, ``[2K]``."""
     outputs = truth.inputs @ truth.targets + truth.noise * jnp.sqrt(truth.variances)
-    held_out = task_losses(params, Batch(truth.inputs, outputs))
     least = jnp.mean(truth.noise**2, axis=0) * truth.variances
-    return jnp.concatenate([held_out / least - 1, excess(params, truth)])
+    held_out = task_losses(params, (truth.inputs, outputs)) / least - 1
+    above = jnp.sum((params.trunk @ params.heads - truth.targets) ** 2, axis=0) / truth.variances
+    return jnp.concatenate([held_out, above])
 
 
 def problem_of(pairs: Sequence[tuple[int, float]]) -> Problem:
-    """A problem whose seeds are the numbers of pairs of a seed and a nearness.
-
-    What a run is judged by is its own, as state of its model.
-    """
+    """A problem whose seeds are pairs of a seed and a nearness. Its models carry their truths."""
 
     @functools.cache
-    def draw(steps: int) -> tuple[Params, Truth, Batch]:
+    def draw(steps: int) -> Any:
         drawn = [draw_seed(*pair, steps) for pair in pairs]
-        seeds: Any = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
-        return seeds  # type: ignore[no-any-return]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
     def load_data(steps: int, _: Sequence[int], __: int) -> Data:
-        train = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), draw(steps)[2])
-        return Data(train, (), ())
+        return Data(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), draw(steps)[2]), (), ())
 
     names = ("near", *(f"other {index}" for index in range(1, K)))
     return Problem(
@@ -123,18 +107,17 @@ def problem_of(pairs: Sequence[tuple[int, float]]) -> Problem:
         load_data=load_data,
         init=lambda _: draw(1)[:2],
         losses=lambda params, truth, batch, _: (task_losses(params, batch), truth),
-        metrics=lambda params, truth, _: metrics(params, truth),
+        metrics=metrics,
     )
 
 
-# --- What is compared -----------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------
 
 NORMALIZERS = {"harmonic": "#d55e00", "geometric": "#009e73", "arithmetic": "#cc79a7"}
 NORMALIZERS |= {"none": "#0072b2"}
 SGD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-Optimizer = tuple[Callable[..., optax.GradientTransformation], tuple[float, ...]]
-OPTIMIZERS: dict[str, Optimizer] = {
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "sgd": (optax.sgd, SGD_RATES),
     "adam": (optax.adam, ADAM_RATES),
     "adam-beta2-0.9": (functools.partial(optax.adam, b2=0.9), ADAM_RATES),
@@ -146,9 +129,8 @@ SCHEDULES = ("constant", "cosine")
 def schedule_of(setting: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Constant or cosine, as the setting says."""
     cosine = optax.cosine_decay_schedule(1.0, steps)
-    return lambda count: (
-        setting["learning_rate"] * jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
-    )
+    shape = lambda count: jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
+    return lambda count: setting["learning_rate"] * shape(count)
 
 
 def log_c(_: Any, __: Any, before: Any, ___: Any, losses: jax.Array) -> jax.Array:
@@ -165,132 +147,112 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     pairs = list(itertools.product(range(options.seeds), options.nearness))
     problem = problem_of(pairs)
 
-    def arm(optimizer: str, normalizer: str, data: Data) -> _train.Arm:
+    def arm(optimizer: str, normalizer: str) -> _train.Arm:
         name: Any = None if normalizer == "none" else normalizer
         method = Method("", "", lambda k: famo(k, normalizer=name), (), "two-pass", has_logits=True)
         make, rates = OPTIMIZERS[optimizer]
-        settings = [
-            {"schedule": index, "learning_rate": rate}
-            for index, rate in itertools.product(range(len(SCHEDULES)), rates)
-        ]
+        settings = itertools.product(range(len(SCHEDULES)), rates)
         return _train.Arm(
-            f"{optimizer} {normalizer}", problem, data, options.steps, method, settings,
+            f"{optimizer} {normalizer}", problem, problem.load_data(options.steps, (), 0),
+            options.steps, method,
+            [{"schedule": index, "learning_rate": rate} for index, rate in settings],
             range(len(pairs)), make, schedule_of, probe=log_c,
             keep=lambda probed: {"c_decades": np.ptp(probed, axis=2) / np.log(10)},
         )  # fmt: skip
 
-    def plan() -> _train.Plan:
-        data = problem.load_data(options.steps, (), BATCH_SIZE)
-        yield [arm(*each, data) for each in itertools.product(options.optimizers, NORMALIZERS)]
-
-    return _train.run(plan(), session)
+    arms = [arm(*each) for each in itertools.product(options.optimizers, NORMALIZERS)]
+    return _train.run(iter([arms]), session)
 
 
 # --- What is shown --------------------------------------------------------------------------------
 
-QUANTITIES = ("others", "near", "every")  # of which tasks the excess is told
+QUANTITIES = ("other tasks", "near task", "all tasks")  # of which the excess is told
 
 
-def select(arrays: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:
+def select(arrays: Mapping[str, Array], seeds: int) -> dict[str, Array]:
     """What came of an arm at its best rates, ``[schedules, nearnesses, seeds]``."""
-    shape = len(SCHEDULES), -1, options["seeds"], len(options["nearness"])
-    of_all = {
-        name: arrays[name].reshape(*shape, *arrays[name].shape[2:]).astype(np.float64)
-        for name in ("validation", "test", "c_decades")
-    }
-    found = of_all["test"][..., K:]
+    validation, test, decades = (
+        each.reshape(len(SCHEDULES), -1, seeds, each.shape[1] // seeds, *each.shape[2:])
+        for each in (
+            arrays[name].astype(np.float64) for name in ("validation", "test", "c_decades")
+        )
+    )
+    found = test[..., K:]
     with np.errstate(invalid="ignore"):
         # By the least log of loss over least loss, mean of all tasks and seeds.
-        scores = np.log1p(of_all["validation"][..., :K]).mean(axis=(2, -1))
-        values = {
-            "others": found[..., 1:].mean(axis=-1),
-            "near": found[..., 0],
-            "every": np.expm1(np.log1p(found).mean(axis=-1)),
-            "c_decades": of_all["c_decades"],
-        }
+        scores = np.log1p(validation[..., :K]).mean(axis=(2, -1))
+        every = np.expm1(np.log1p(found).mean(axis=-1))
     best = [[_statistics.choose(rates) for rates in schedule.T] for schedule in scores]
     places = np.array(best)[:, :, None, None]
+    values = found[..., 1:].mean(axis=-1), found[..., 0], every, decades
     return {
         name: np.take_along_axis(np.moveaxis(each, 3, 1), places, axis=2)[:, :, 0]
-        for name, each in values.items()
+        for name, each in zip((*QUANTITIES, "c_decades"), values, strict=True)
     }
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
     """By optimizer, schedule and normaliser the excess over nearnesses, and over harmonic's."""
-    options = runs.facts["settings"]
+    options, geometric = runs.facts["settings"], _statistics.geometric
     summary: dict[str, Any] = {}
-    for optimizer in options["optimizers"]:
-        arms = {name: select(runs.arrays[f"{optimizer} {name}"], options) for name in NORMALIZERS}
-        summary[optimizer] = {
-            schedule: {
-                name: {
-                    "c_decades": own["c_decades"][index].mean(axis=-1),
-                    "excess": {
-                        each: [_statistics.geometric(values) for values in own[each][index]]
-                        for each in QUANTITIES
-                    },
-                    "over_harmonic": {
-                        each: [
-                            _statistics.geometric(ratios)
-                            for ratios in own[each][index] / arms["harmonic"][each][index]
-                        ]
-                        for each in QUANTITIES
-                    },
-                }
-                for name, own in arms.items()
+    for optimizer, name in itertools.product(options["optimizers"], NORMALIZERS):
+        own, base = (
+            select(runs.arrays[f"{optimizer} {each}"], options["seeds"])
+            for each in (name, "harmonic")
+        )
+        for index, schedule in enumerate(SCHEDULES):
+            pairs = {each: (own[each][index], base[each][index]) for each in QUANTITIES}
+            summary.setdefault(f"{optimizer}, {schedule}", {})[name] = {
+                "c_decades": own["c_decades"][index].mean(axis=-1),
+                "excess": {
+                    each: list(map(geometric, values)) for each, (values, _) in pairs.items()
+                },
+                "over_harmonic": {
+                    each: list(map(geometric, values / theirs))
+                    for each, (values, theirs) in pairs.items()
+                },
             }
-            for index, schedule in enumerate(SCHEDULES)
-        }
-    return {"nearness": options["nearness"], "seeds": options["seeds"], "optimizers": summary}
+    return {"nearness": options["nearness"], "seeds": options["seeds"], "cells": summary}
 
 
 def tables(summary: Summary) -> list[Any]:
     """At the last nearness: the decades that c spans, and the excess over the harmonic mean's."""
     table = _tables.new(
-        "Excess loss over that of the harmonic mean, each at its best rate (95%)",
+        "Excess over that of the harmonic mean (95% factor)",
         ["optimizer, schedule", "c"],
-        ["c spans\ndecades", "other tasks", "near task", "all tasks"],
+        ["its\ndecades", *(each.replace(" ", "\n") for each in QUANTITIES)],
     )
-    for optimizer, schedules in summary["optimizers"].items():
-        for schedule, cells in schedules.items():
-            for name, cell in cells.items():
-                ratios = (_tables.ratio(cell["over_harmonic"][each][-1]) for each in QUANTITIES)
-                table.add_row(
-                    f"{optimizer}, {schedule}" if name == "harmonic" else "",
-                    name,
-                    f"{cell['c_decades'][-1]:.1f}",
-                    *(ratios if name != "harmonic" else 3 * ["1"]),
-                )
+    for cell, own in summary["cells"].items():
+        for name, each in own.items():
+            ratios = (_tables.ratio(each["over_harmonic"][which][-1]) for which in QUANTITIES)
+            first = name == "harmonic"
+            decades = f"{each['c_decades'][-1]:.1f}"
+            table.add_row(cell if first else "", name, decades, *(3 * ["1"] if first else ratios))
     return [
         table,
         f"Geometric means over {summary['seeds']} seeds, paired, where the near task's least loss "
-        f"is 1e-{summary['nearness'][-1]:g}. Excess: loss over least loss, minus 1; all tasks: by "
-        "mean log(1 + excess).",
+        f"is 1e-{summary['nearness'][-1]:g}; each normaliser at its best rate. Excess: loss over "
+        "least loss, minus 1; all tasks: by mean log(1 + excess).",
     ]
 
 
 def draw(summary: Summary) -> Any:
     """Where the tasks end over the near task's least loss: the others above, the near one below."""
-    from famo_jax.experiments import _plots
-
-    shown = [name for name in ("sgd", "adam", "lion") if name in summary["optimizers"]]
-    shown = shown or list(summary["optimizers"])[:3]
+    cells = [name for name in summary["cells"] if name.endswith("cosine") and "beta2" not in name]
+    cells = cells or list(summary["cells"])[:1]
+    values = [f"1e-{near:g}" for near in summary["nearness"]]
     with _plots.picture(height=4.6) as figure:
-        rows = figure.subplots(2, len(shown), sharey="row", sharex=True, squeeze=False)
-        for row, quantity, words in zip(
-            rows, ("others", "near"), ("the other tasks", "the near task"), strict=True
-        ):
-            for axes, optimizer in zip(row, shown, strict=True):
+        rows = figure.subplots(2, len(cells), sharey="row", sharex=True, squeeze=False)
+        for row, quantity in zip(rows, QUANTITIES[:2], strict=True):
+            for axes, cell in zip(row, cells, strict=True):
                 axes.set_yscale("log")
                 series = {
-                    name: (cell["excess"][quantity], NORMALIZERS[name])
-                    for name, cell in summary["optimizers"][optimizer]["cosine"].items()
+                    name: (each["excess"][quantity], NORMALIZERS[name])
+                    for name, each in summary["cells"][cell].items()
                 }
-                label = "near task's least loss" if quantity == "near" else ""
-                values = [f"1e-{near:g}" for near in summary["nearness"]]
-                _plots.over_values(axes, values, series, label, labelled=optimizer == shown[-1])
-                axes.set_title(f"{words}, {optimizer}")
+                label = "near task's least loss" if row is rows[-1] else ""
+                _plots.over_values(axes, values, series, label, labelled=axes is row[-1])
+                axes.set_title(f"{quantity}, {cell.partition(',')[0]}")
             row[0].set_ylabel("excess loss")
     return figure
 
@@ -298,14 +260,9 @@ def draw(summary: Summary) -> Any:
 STUDY = Study(
     name="normalizer",
     title="What FAMO's normaliser does as one loss nears its bound",
-    seconds=83,
-    full={
-        "steps": 1000,
-        "seeds": 10,
-        "nearness": [0.0, 2.0, 4.0, 6.0, 8.0],
-        "optimizers": [*OPTIMIZERS],
-    },
-    quick={"steps": 50, "seeds": 2, "nearness": [0.0, 6.0], "optimizers": ["sgd", "adam"]},
+    seconds=40,
+    full="--steps 1000 --seeds 10 --nearness 0 2 4 6 8 --optimizers sgd adam adam-beta2-0.9 lion",
+    quick="--steps 50 --seeds 2 --nearness 0 6 --optimizers sgd adam",
     run=run,
     summarize=summarize,
     tables=tables,
@@ -314,9 +271,7 @@ STUDY = Study(
         "nearness": Option(
             _command.non_negative_float, "the near task's least loss is 10^-K", True, "K"
         ),
-        "optimizers": Option(
-            _command.one_of([*OPTIMIZERS]), "of the model", several=True, metavar="NAME"
-        ),
+        "optimizers": Option(_command.one_of([*OPTIMIZERS]), "of the model", True, "NAME"),
     },
     check=lambda _, options: options.nearness.sort(),
 )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famo_jax.experiments import _command, _comparison, _gains, _statistics, _tables
+from famo_jax.experiments import _command, _comparison, _gains, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments._study import Option, Study, Summary
@@ -114,8 +114,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
                 for form in FORMS
             },
             "leads": {
-                f"{form} - {other}": scores.gain(form + c, other=other + c)
-                for form, other in LEADS
+                f"{form} - {other}": scores.gain(form + c, other=other + c) for form, other in LEADS
             },
             "sums": sums(own["changes"].astype(np.float64), own),
         }
@@ -152,13 +151,18 @@ def tables(summary: Summary) -> list[Any]:
         for cell, own in cells.items():
             gains.add_row(
                 cell,
-                *(f"{_tables.with_interval(each)}\n{each['gamma']:g}" for each in own["gains"].values()),
+                *(
+                    f"{_tables.with_interval(each)}\n{each['gamma']:g}"
+                    for each in own["gains"].values()
+                ),
                 *map(_tables.with_interval, own["leads"].values()),
             )
         parts.append(gains)
     headers = ["held-out", *MEASURES]
     title = "Fall of the log losses in a run of the control, by each measure (on how many tasks\n"
-    table = _tables.new(f"{title}it is more than on held-out data)", ["problem, batch", ""], headers)
+    table = _tables.new(
+        f"{title}it is more than on held-out data)", ["problem, batch", ""], headers
+    )
     for condition, cells in summary.items():
         for cell, own in cells.items():
             told = (
@@ -171,8 +175,6 @@ def tables(summary: Summary) -> list[Any]:
 
 def draw(summary: Summary) -> Any:
     """The gains over the batch size: a column for each problem, with c and without."""
-    from famo_jax.experiments import _plots
-
     cells = [cell.split() for cell in summary["with c"]]
     problems = list(dict.fromkeys(problem for problem, _ in cells))
     sizes = list(dict.fromkeys(size for _, size in cells))
@@ -204,22 +206,9 @@ STUDY = Study(
     name="passes",
     title="FAMO by the change between batches, on one batch, or on a fresh one",
     seconds=401,
-    full={
-        "steps": 800,
-        "seeds": 10,
-        "batch_size": [8, 32, 128],
-        "problems": [*PROBLEMS],
-        "learning_rate": [1e-3, 3e-3, 1e-2],
-        "gamma": [0.0, 1e-4, 1e-3, 1e-2, 1e-1],
-    },
-    quick={
-        "steps": 40,
-        "seeds": 2,
-        "batch_size": [8],
-        "problems": ["regression"],
-        "learning_rate": [3e-3],
-        "gamma": [0.0, 1e-2],
-    },
+    full="--steps 800 --seeds 10 --batch-size 8 32 128 --problems regression digits attributes "
+    "--learning-rate 1e-3 3e-3 1e-2 --gamma 0 1e-4 1e-3 1e-2 1e-1",
+    quick="--steps 40 --seeds 2 --batch-size 8 --problems regression --learning-rate 3e-3 --gamma 0 1e-2",
     run=run,
     summarize=summarize,
     tables=tables,

@@ -31,7 +31,7 @@ import optax
 from jax import flatten_util
 
 from famo_jax import _method, weighting
-from famo_jax.experiments import _command, _comparison, _methods, _statistics, _tables
+from famo_jax.experiments import _command, _comparison, _methods, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
@@ -193,7 +193,9 @@ def tables(summary: Summary) -> list[Any]:
                 _tables.ratio(own["over_control"]) if "over_control" in own else "",
             )
         parts.append(table)
-        told = (f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"])
+        told = (
+            f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"]
+        )
         parts.append(f"At the end of their lists: {'; '.join(told) or 'none'}.\n")
     parts.append(
         "Error: relative L2, geometric mean over seeds, and the factor by which its 95% interval "
@@ -205,8 +207,6 @@ def tables(summary: Summary) -> list[Any]:
 
 def draw(summary: Summary) -> Any:
     """The error of every method, a column for each problem."""
-    from famo_jax.experiments import _plots
-
     methods = max(map(len, summary.values()))
     with _plots.picture(height=0.8 + 0.2 * methods) as figure:
         panels = figure.subplots(1, len(summary), squeeze=False, sharey=True)[0]
@@ -236,29 +236,11 @@ STUDY = Study(
     name="pinn",
     title="Multi-task methods on the terms of physics-informed networks",
     seconds=259,
-    full={
-        "problems": list(equations.EQUATIONS),
-        "methods": [
-            *("ls", "fixed", "anneal", "equal-norms", "si", "frozen", "famo", "famo-no-c"),
-            *("famo-one-pass", "famo-one-pass-no-c", "famo-ema-no-c", "uw"),
-        ],
-        "steps": 1500,
-        "seeds": 10,
-        "tuning_seeds": 2,
-        "learning_rate": [3e-3, 1e-2, 3e-2],
-        "gamma": [0.0, 1e-3],
-        "weight": [1.0, 10.0, 100.0, 1000.0],
-    },
-    quick={
-        "problems": ["burgers", "helmholtz"],
-        "methods": ["ls", "equal-norms", "famo-no-c"],
-        "steps": 100,
-        "seeds": 2,
-        "tuning_seeds": 1,
-        "learning_rate": [1e-2],
-        "gamma": [0.0],
-        "weight": [10.0, 100.0],
-    },
+    full="--problems burgers helmholtz helmholtz-shifted --steps 1500 --seeds 10 --tuning-seeds 2 "
+    "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --weight 1 10 100 1000 --methods ls fixed "
+    "anneal equal-norms si frozen famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema-no-c uw",
+    quick="--problems burgers helmholtz --steps 100 --seeds 2 --tuning-seeds 1 --learning-rate 1e-2 "
+    "--gamma 0 --weight 10 100 --methods ls equal-norms famo-no-c",
     run=run,
     summarize=summarize,
     tables=tables,

@@ -34,15 +34,9 @@ STUDY = _comparison.study(
     title="Multi-task methods on eleven properties of small molecules",
     seconds=178,
     problem=molecules.PROBLEM,
-    full={
-        "steps": 3000,
-        "seeds": 10,
-        "batch_size": 64,
-        "methods": [*_comparison.CONTROLLED, "rlw", "dwa", "uw", *_comparison.FORMS],
-        "learning_rate": [3e-3, 1e-2, 3e-2, 1e-1],
-        "gamma": [0.0, 1e-3, 1e-2, 1e-1],
-    },
-    quick=_comparison.QUICK | {"steps": 200},
+    full="--steps 3000 --seeds 10 --batch-size 64 --learning-rate 3e-3 1e-2 3e-2 1e-1 "
+    "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
+    quick="--steps 200 " + _comparison.QUICK,
     pictures={"regression.png": draw},
     facts=facts,
 )

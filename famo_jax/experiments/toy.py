@@ -15,23 +15,18 @@ Two losses of two parameters, of which the mean has a point where Adam gets stuc
 These are those of the official code (github.com/Cranial-XIX/FAMO, ``experiments/toy``), and so are
 its settings: Adam at 1e-3, 50,000 steps, no decay of the logits, lower bounds -2.1 and -21. The
 paper's Appendix D prints :math:`- \tanh(-x_2)` in :math:`f_2`: ``--sign minus``, with which FAMO is
-not at the Pareto front from (9, 9) after 50,000 steps. So it is the code's sign that gives Figure 1.
+not at the Pareto front from (9, 9) in time. So it is the code's sign that gives Figure 1.
 
 In the official code the logits step at the beginning of a step, by the change from the losses
-before. With the same losses at every step that is two-pass (``famo``) up to rounding. One-pass, as
+before: with the same losses at every step that is two-pass (``famo``) up to rounding. One-pass, as
 the last link of a chain, is one step later. Of an official method all that Adam does not cancel is
 here too: the official PCGrad and CAGrad clip the norm of what they return to 1. Not here: its MGDA
 stays 0.001 away from weights of 0 and 1, and its Nash-MTL has a length that follows the gradients'.
-
-The Pareto front lies where :math:`x_2 < 0`. There :math:`L_i` are multiples of :math:`c_2 q_i`, and
-where a convex combination of these is stationary
-:math:`\tfrac1{50} (x_2 + 8) \sinh(-x_2) = \tfrac1{10} (49 - x_1^2 + \tfrac1{10} (x_2 + 8)^2) - 20`
-with :math:`|x_1| \le 7`.
 """
 
 import argparse
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +36,14 @@ import numpy.typing as npt
 import optax
 
 from famo_jax import aggregation, famo, weighting
-from famo_jax.experiments import _command, _methods, _tables
+from famo_jax.experiments import _command, _methods, _plots, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
 from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Problem, Task
 
-# --- The problem ----------------------------------------------------------------------------------
-
 MIN_LOSSES = (-2.1, -21.0)
-CLAMP = 5e-6
-
 STARTS = {
     "official": [(-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0)],
     "paper": [(-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0)],  # section 5.1
@@ -61,20 +52,14 @@ SIGNS = {"plus": 1.0, "minus": -1.0}
 
 
 def task_losses(params: Any, sign: float = 1.0, xp: Any = jnp) -> Any:
-    """The two losses.
+    """The two losses at x ``[2, ...]``, by NumPy or JAX, ``[2, ...]``.
 
-    Args:
-      params: ``[2, ...]``, x.
-      sign: Of tanh(-x2) in f2: 1 as in the official code, -1 as in the paper's print.
-      xp: The module of the arithmetic, NumPy or JAX's.
-
-    Returns:
-      ``[2, ...]``
+    The sign is that of tanh(-x2) in f2: 1 as in the official code, -1 as in the paper's print.
     """
     x1, x2 = params
 
     def clamped_log(argument: Any) -> Any:
-        return xp.log(xp.maximum(xp.abs(argument), CLAMP)) + 6
+        return xp.log(xp.maximum(xp.abs(argument), 5e-6)) + 6
 
     def quadratic(centre: float) -> Any:
         return ((x1 - centre) ** 2 + 0.1 * (x2 + 8) ** 2) / 10 - 20
@@ -89,26 +74,16 @@ def task_losses(params: Any, sign: float = 1.0, xp: Any = jnp) -> Any:
 
 def losses_of(points: npt.ArrayLike, sign: float = 1.0) -> Array:
     """The losses at points of the plane, ``[..., 2] -> [..., 2]``, by NumPy."""
-    array = np.moveaxis(np.asarray(points, np.float64), -1, 0)
-    return np.moveaxis(task_losses(array, sign, np), 0, -1)
-
-
-def problem_of(points: Array, sign: float) -> Problem:
-    """A problem whose seeds are the numbers of the starts ``[starts, 2]``, and metrics the end."""
-    return Problem(
-        tasks=tuple(Task(name, name, name, 3) for name in ("L1", "L2")),
-        load_data=_problem.no_data,
-        init=lambda seeds: (jnp.asarray(points[np.asarray(seeds)], jnp.float32), ()),
-        losses=lambda params, state, *_: (task_losses(params, sign), state),
-        metrics=lambda params, *_: params,
-    )
+    coordinates = np.moveaxis(np.asarray(points, np.float64), -1, 0)
+    return np.moveaxis(task_losses(coordinates, sign, np), 0, -1)
 
 
 def pareto_set(points: int) -> Array:
-    """Points of the plane from the least L2 to the least L1, none of which dominates another.
+    r"""Points from the least L2 to the least L1, none of which dominates another, ``[points, 2]``.
 
-    Returns:
-      ``[points, 2]``, float64.
+    Where :math:`x_2 < 0` the losses are multiples of :math:`c_2 q_i`, and where a convex
+    combination of these is stationary :math:`|x_1| \le 7` and :math:`\tfrac1{50} (x_2 + 8)
+    \sinh(-x_2) = \tfrac1{10} (49 - x_1^2 + \tfrac1{10} (x_2 + 8)^2) - 20`.
     """
     x1 = np.linspace(-7, 7, points)
     x2 = np.full(points, -8.0)
@@ -117,35 +92,8 @@ def pareto_set(points: int) -> Array:
     return np.stack([x1, x2], axis=-1)
 
 
-def search_front(points: int, sign: float = 1.0) -> Array:
-    """The losses that no others dominate on a square grid over [-10, 10] x [-10, 10].
-
-    Returns:
-      ``[n, 2]``, sorted; ``points`` are those of each side of the grid.
-    """
-    side = np.linspace(-10, 10, points)
-    losses = losses_of(np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2), sign)
-    return non_dominated(losses)
-
-
-def non_dominated(losses: Array) -> Array:
-    """Those of ``[n, 2]`` losses that no other equals or betters in both, sorted."""
-    ordered = losses[np.lexsort((losses[:, 1], losses[:, 0]))]
-    best = np.minimum.accumulate(ordered[:, 1])
-    kept: Array = ordered[np.concatenate([[True], ordered[1:, 1] < best[:-1]])]
-    return kept
-
-
 def distance_to(front: Array, losses: Array) -> Array:
-    """How far losses are from the nearest of the front, where that spans 1 in both directions.
-
-    Args:
-      front: ``[n, 2]``
-      losses: ``[..., 2]``
-
-    Returns:
-      ``[...]``
-    """
+    """How far losses ``[..., 2]`` are from the front ``[n, 2]``, if that spans 1 by 1, ``[...]``."""
     span = np.ptp(front, axis=0)
     flat = losses.reshape(-1, 1, 2)
     distances = [np.linalg.norm((each - front) / span, axis=-1).min() for each in flat]
@@ -165,6 +113,10 @@ def _clipped(method: Any, factor: float) -> Any:
     return optax.chain(method, optax.scale(factor), optax.clip_by_global_norm(1.0))
 
 
+def _log_mgda(_: int) -> Any:
+    return aggregation.log_losses(aggregation.mgda(), min_losses=jnp.array(MIN_LOSSES))
+
+
 _TABLE = _methods.METHODS
 METHODS: dict[str, Method] = {
     "adam": _TABLE["ls"]._replace(description="Adam on the mean"),
@@ -173,12 +125,7 @@ METHODS: dict[str, Method] = {
     "frozen": _famo("frozen", learning_rate=0.0),
     "si": _TABLE["si"]._replace(make=lambda _: weighting.si(min_losses=jnp.array(MIN_LOSSES))),
     "mgda": _TABLE["mgda"],
-    "log-mgda": _TABLE["mgda"]._replace(
-        description="MGDA on log losses (eq. 6)",
-        make=lambda _: aggregation.log_losses(
-            aggregation.mgda(), min_losses=jnp.array(MIN_LOSSES)
-        ),
-    ),
+    "log-mgda": _TABLE["mgda"]._replace(description="MGDA on log losses (eq. 6)", make=_log_mgda),
     # The key is without effect where there are two tasks.
     "pcgrad": _TABLE["pcgrad"]._replace(make=lambda k: _clipped(aggregation.pcgrad(key=0), k)),
     "cagrad": _TABLE["cagrad"]._replace(
@@ -188,32 +135,32 @@ METHODS: dict[str, Method] = {
     "nash-mtl": _TABLE["nash-mtl"],
 }
 # What the official code calls them.
-OFFICIAL = {"adam": "ls", "imtl-g": "imtl", "nash-mtl": "nashmtl"}
-OFFICIAL |= {name: name for name in ("famo", "mgda", "pcgrad", "cagrad")}
+OFFICIAL = {name: name for name in ("famo", "mgda", "pcgrad", "cagrad")}
+OFFICIAL |= {"adam": "ls", "imtl-g": "imtl", "nash-mtl": "nashmtl"}
 
 
 # --- The run --------------------------------------------------------------------------------------
 
-NUDGE = 1e-6  # in x1: the distance of neighbouring float32 numbers at 9
-POINTS = 500  # kept of a trajectory
-
-
-def thinning(steps: int) -> int:
-    """How many steps lie between two points that are kept."""
-    return max(1, steps // POINTS)
+EVERY = 100  # steps: of which the official code's trajectories keep a point
 
 
 def arm_of(name: str, points: Array, steps: int, sign: float = 1.0) -> Any:
-    """A method from all starts, ``[starts, 2]``, and then from all of them nudged."""
+    """A method from starts ``[starts, 2]``, which are its seeds. Its test is the end."""
     from famo_jax.experiments import _train
 
-    problem = problem_of(np.concatenate([points, points + [NUDGE, 0.0]]), sign)
-    seeds = range(2 * len(points))
+    problem = Problem(
+        tasks=tuple(Task(name, name, name, 3) for name in ("L1", "L2")),
+        load_data=_problem.no_data,
+        init=lambda seeds: (jnp.asarray(points[np.asarray(seeds)], jnp.float32), ()),
+        losses=lambda params, state, *_: (task_losses(params, sign), state),
+        metrics=lambda params, *_: params,
+    )
+    seeds = range(len(points))
     return _train.Arm(
         name, problem, problem.load_data(steps, seeds, 1), steps, METHODS[name],
         [{"learning_rate": 1e-3}], seeds, schedule=lambda setting, _: setting["learning_rate"],
-        probe=lambda _, __, before, ___, ____: before.params,
-        keep=lambda probed: {"params": np.asarray(probed[0, :, :: thinning(steps)])},
+        probe=lambda _, __, before, *___: before.params,
+        keep=lambda probed: {"params": np.asarray(probed[0, :, ::EVERY])},
     )  # fmt: skip
 
 
@@ -221,42 +168,21 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     """All methods from all starts."""
     from famo_jax.experiments import _train
 
-    points, sign = points_of(options.starts), SIGNS[options.sign]
+    points, sign = np.array(STARTS[options.starts]), SIGNS[options.sign]
     arms = [arm_of(name, points, options.steps, sign) for name in options.methods]
-    runs = _train.run(iter_once(arms), session)
+    runs = _train.run(iter([arms]), session)
     if options.reference:
-        for name, reference in load_reference(Path(options.reference)).items():
-            runs.arrays[f"official {name}"] = {"params": reference}
+        for name, params in load_reference(Path(options.reference)).items():
+            runs.arrays[f"official {name}"] = {"params": params}
             runs.facts["arms"][f"official {name}"] = {"settings": [], "seeds": []}
     return runs
 
 
-def iter_once(arms: Any) -> Any:
-    """A plan of one stage."""
-    yield arms
-
-
-REFERENCE_EVERY = 100
-
-
 def load_reference(path: Path) -> dict[str, Array]:
-    """The official code's trajectories, ``[5, points, 2]``, by its names of the methods.
-
-    Args:
-      path: An npz file with ``starts`` (5, 2) and, for each method, ``METHOD/trajectory``, of
-        which a point is kept every 100 steps.
-
-    Raises:
-      ValueError: If it holds something else.
-    """
-    try:
-        with np.load(path) as arrays:
-            if not np.array_equal(arrays["starts"], STARTS["official"]):
-                raise ValueError("its starts are not the official ones")
-            keys = [key for key in arrays if key.endswith("/trajectory")]
-            return {key.split("/")[0]: arrays[key].astype(np.float64) for key in keys}
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    """The official code's trajectories, ``[5, points, 2]``, by its names of the methods."""
+    with np.load(path) as arrays:
+        keys = [key for key in arrays if key.endswith("/trajectory")]
+        return {key.split("/")[0]: arrays[key].astype(np.float64) for key in keys}
 
 
 # --- What is shown --------------------------------------------------------------------------------
@@ -264,93 +190,62 @@ def load_reference(path: Path) -> dict[str, Array]:
 PARTED = 1e-3
 
 
-def deviation(params: Array, others: Array) -> Array:
-    """The distance of two trajectories over that from the origin, which counts as 1 at least.
+def parting(params: Array, others: Array) -> list[float]:
+    """By start the step at which trajectories ``[starts, points, 2]`` are ``PARTED`` apart, or NaN.
 
-    ``[..., 2], [..., 2] -> [...]``
-    """
-    distance: Array = np.linalg.norm(params - others, axis=-1)
-    return distance / np.maximum(np.linalg.norm(others, axis=-1), 1)
-
-
-def parting(params: Array, others: Array, every: int) -> list[float]:
-    """The first step kept at which two trajectories are more than ``PARTED`` apart.
-
-    Args:
-      params: ``[starts, points, 2]``, one point every ``every`` steps.
-      others: Likewise.
-      every: How many steps lie between two points.
-
-    Returns:
-      One for each start, NaN where they stay together.
+    The distance is over that from the origin, which counts as 1 at least.
     """
     points = min(params.shape[1], others.shape[1])
-    parted = deviation(params[:, :points], others[:, :points]) > PARTED
-    return [int(np.argmax(each)) * every if each.any() else np.nan for each in parted]
+    own, other = params[:, :points], others[:, :points]
+    distance = np.linalg.norm(own - other, axis=-1)
+    parted = distance > PARTED * np.maximum(np.linalg.norm(other, axis=-1), 1)
+    return [int(np.argmax(each)) * EVERY if each.any() else np.nan for each in parted]
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
     """The figures of each method."""
     settings = runs.facts["settings"]
-    steps, sign, starts = settings["steps"], SIGNS[settings["sign"]], points_of(settings["starts"])
-    front, every, n = losses_of(pareto_set(100_001), sign), thinning(steps), len(starts)
+    sign, points = SIGNS[settings["sign"]], settings["steps"] // EVERY + 1
+    front = losses_of(pareto_set(100_001), sign)
     summary = {}
     for name in settings["methods"]:
         params = runs.arrays[name]["params"].astype(np.float64)
-        ends = losses_of(runs.arrays[name]["test"][0, :n], sign)
-        thin = max(1, params.shape[1] // 100)
-        summary[name] = {
-            "distance": distance_to(front, ends),
-            "end_losses": ends,
-            "nudged_parts_at_step": parting(params[:n], params[n:], every),
-            "every": every * thin,
-            "params": params[:n, ::thin],
-            "losses": losses_of(params[:n, ::thin], sign),
-        }
+        ends = losses_of(runs.arrays[name]["test"][0], sign)
+        found = {"distance": distance_to(front, ends), "end_losses": ends, "params": params}
+        found["losses"] = losses_of(params, sign)
         if official := runs.arrays.get(f"official {OFFICIAL.get(name)}"):
-            common = int(np.lcm(every, REFERENCE_EVERY))
-            theirs = official["params"][:, : steps // REFERENCE_EVERY + 1]
-            own, other = params[:n, :: common // every], theirs[:, :: common // REFERENCE_EVERY]
-            summary[name] |= {
-                "official_parts_at_step": parting(own, other, common),
-                "official_losses": losses_of(theirs[:, :: max(1, steps // 10_000)], sign),
-            }
-    return {"starts": starts, "sign": sign, "methods": summary}
+            theirs = official["params"][:, :points]
+            found["official_parts_at_step"] = parting(params, theirs)
+            found["official_losses"] = losses_of(theirs[:, :: max(1, points // 100)], sign)
+        summary[name] = found
+    return {"starts": STARTS[settings["starts"]], "sign": sign, "methods": summary}
 
 
 def tables(summary: Summary) -> list[Any]:
-    """Distances, and how long trajectories stay with others."""
+    """Distances, and how long trajectories stay with the official code's."""
     starts = [f"({x1:g}, {x2:g})" for x1, x2 in summary["starts"]]
     ends = _tables.new("Distance of the end to the Pareto front", ["method"], starts, padding=1)
-    title = f"Steps until {PARTED:g} apart: from the official code's / our own, nudged"
-    parted = _tables.new(title, ["method"], starts, padding=1)
-    shown = lambda step: f"{step:,.0f}" if np.isfinite(step) else "-"
+    parted = _tables.new("Steps until the official code's is apart", ["method"], starts, padding=1)
     for name, figures in summary["methods"].items():
         ends.add_row(name, *(f"{distance:.4f}" for distance in figures["distance"]))
-        if official := figures.get("official_parts_at_step"):
-            both = zip(official, figures["nudged_parts_at_step"], strict=True)
-            parted.add_row(name, *(" / ".join(map(shown, steps)) for steps in both))
-    notes = "Distances: in loss space, where the front spans 1 by 1."
-    nudged = f" Nudged: started {NUDGE:g} beside in x1, which parts from us as rounding does."
-    return [ends, *([parted] if parted.row_count else []), notes + nudged]
+        if steps := figures.get("official_parts_at_step"):
+            parted.add_row(name, *(f"{step:,.0f}" if np.isfinite(step) else "-" for step in steps))
+    notes = (
+        f"In loss space, where the front spans 1 by 1. Apart: by {PARTED:g} of the distance from 0."
+    )
+    return [ends, *([parted] if parted.row_count else []), notes]
 
 
-# One for each start: colours that stay apart for the colour-blind.
-COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9")
-MAX_STARTS = len(COLOURS)
+COLOURS = ("#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00")  # of the starts
 SHOWN = ("adam", "si", "frozen", "famo", "famo-one-pass")  # what the picture is about
 
 
 def draw(summary: Summary) -> Any:
     """The landscape of the mean with two methods' paths, and the paths of five in loss space."""
-    from famo_jax.experiments import _plots
-
     methods, sign = summary["methods"], summary["sign"]
     starts = np.asarray(summary["starts"])
-    shown = [name for name in SHOWN if name in methods] or list(methods)[:5]
     with _plots.picture(height=5.6) as figure:
-        panels = figure.subplots(2, 3).ravel()
-        landscape = panels[0]
+        landscape, *panels = figure.subplots(2, 3).ravel()
         side = np.linspace(-10, 10, 201)
         field = losses_of(np.stack(np.meshgrid(side, side), axis=-1), sign).mean(axis=-1)
         darkest = field.min() - 0.4 * np.ptp(field)  # so that the paths can be seen
@@ -362,99 +257,49 @@ def draw(summary: Summary) -> Any:
         landscape.plot(*starts.T, "o", color="black", markersize=3)
         landscape.set(xlim=(-10, 10), ylim=(-10, 10), xlabel="$x_1$", ylabel="$x_2$")
         landscape.set_title("mean loss: paths of famo (adam dotted)")
-        for axes, name in zip(panels[1:], shown, strict=False):
-            own = methods[name]
+        for axes, name in zip(panels, SHOWN, strict=True):
+            axes.set(title=METHODS[name].description, xlabel="$L_1$", ylabel="$L_2$")
             axes.plot(*losses_of(pareto_set(201), sign).T, color="0.55", linewidth=4)
-            ends = np.asarray(own["end_losses"])
-            for path, end, colour in zip(own["losses"], ends, COLOURS, strict=False):
+            own = methods.get(name, {"losses": [], "end_losses": []})
+            for path, end, colour in zip(own["losses"], own["end_losses"], COLOURS, strict=False):
                 axes.plot(*np.vstack([path, end]).T, color=colour, linewidth=1)
                 axes.plot(*end, "*", color=colour, markeredgecolor="black", markeredgewidth=0.4)
             if "official_losses" in own:
                 dots = np.reshape(own["official_losses"], (-1, 2))
                 axes.plot(*dots.T, ".", color="black", markersize=1.5)
-                axes.annotate(_difference(own, starts), (0.03, 0.97), xycoords="axes fraction",
-                              va="top", fontsize=7)  # fmt: skip
-            axes.set_title(f"{METHODS[name].description}")
-            axes.set(xlabel="$L_1$", ylabel="$L_2$")
-        for axes in panels[1 + len(shown) :]:
-            axes.set_axis_off()
+                words = _difference(starts, own["official_parts_at_step"])
+                axes.text(0.03, 0.97, words, transform=axes.transAxes, va="top", fontsize=7)
     return figure
 
 
-def _difference(own: Mapping[str, Any], starts: Array) -> str:
+def _difference(starts: Array, steps: Sequence[float]) -> str:
     """Where the dots are not on the lines, and why."""
-    lines = [
-        f"({x1:g}, {x2:g}) from step {step:,.0f}"
-        for (x1, x2), step in zip(starts, own["official_parts_at_step"], strict=True)
-        if np.isfinite(step)
-    ]
-    told = "\n".join(["dots: official code,", "parted by rounding:", *lines])
-    return told if lines else "dots: official code"
-
-
-# --- The command ----------------------------------------------------------------------------------
-
-
-def points_of(words: Sequence[str]) -> Array:
-    """The coordinates, ``[starts, 2]``."""
-    if len(words) == 1 and words[0] in STARTS:
-        return np.array(STARTS[words[0]])
-    return np.array([float(word) for word in words]).reshape(-1, 2)
+    pairs = zip(starts, steps, strict=True)
+    found = [f"({x:g}, {y:g}) from step {at:,.0f}" for (x, y), at in pairs if np.isfinite(at)]
+    return "\n".join(["dots: official code", *(["parted by rounding:", *found] if found else [])])
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuses starts that are none, and a reference that does not belong to the run."""
+    """Refuses a reference that does not belong to the run."""
     options.methods = [name for name in METHODS if name in options.methods]
-    try:
-        points = points_of(options.starts)
-    except ValueError:
-        points = np.full((1, 2), np.nan)
-    if len(points) > MAX_STARTS or not np.all(np.abs(points) <= 10):
-        parser.error(
-            f"argument --starts: expected {' or '.join(STARTS)} or pairs of numbers from -10 to "
-            f"10, at most {MAX_STARTS}, got {' '.join(options.starts)!r}"
-        )
-    if options.reference:
-        if options.starts != ["official"] or options.sign != "plus":
-            parser.error(
-                "argument --reference: expected the official starts and sign, whose trajectories "
-                "it holds"
-            )
-        try:
-            load_reference(Path(options.reference))
-        except ValueError as error:
-            parser.error(
-                f"argument --reference: expected trajectories of the official code, got "
-                f"{options.reference} ({error})"
-            )
+    if options.reference and (options.starts, options.sign) != ("official", "plus"):
+        parser.error("argument --reference: expected the official starts and sign, which it has")
 
 
 STUDY = Study(
     name="toy",
     title="The FAMO paper's toy problem",
     seconds=49,
-    full={
-        "steps": 50_000,
-        "starts": ["official"],
-        "methods": [*METHODS],
-        "sign": "plus",
-        "reference": "",
-    },
-    quick={"steps": 1000},
+    full="--steps 50000 --starts official --sign plus --methods " + " ".join(METHODS),
+    quick="--steps 1000",
     run=run,
     summarize=summarize,
     tables=tables,
     pictures={"toy.png": draw},
     options={
-        "starts": Option(
-            str, f"{' or '.join(STARTS)}, or x1 x2 x1 x2 ...", True, "START", distinct=False
-        ),
+        "starts": Option(_command.one_of([*STARTS]), "the code's or the paper's", metavar="WHOSE"),
         "methods": _command.methods_option([*METHODS]),
-        "sign": Option(
-            _command.one_of([*SIGNS]),
-            "of tanh(-x2) in f2: plus as in the official code, minus as in the paper",
-            metavar="SIGN",
-        ),
+        "sign": Option(_command.one_of([*SIGNS]), "of tanh(-x2) in f2: see above", metavar="SIGN"),
         "reference": Option(
             str, "the official code's trajectories, tests/data/toy_trajectories.npz", metavar="FILE"
         ),

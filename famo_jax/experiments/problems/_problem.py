@@ -52,12 +52,8 @@ class Problem(NamedTuple):
     tasks: tuple[Task, ...]
     load_data: Callable[[int, Sequence[int], int], Data]  # of (steps, seeds, batch_size)
     init: Callable[[Sequence[int]], Variables]  # of seeds: a leading axis on every leaf
-    # (params, state, batch, key) -> ([K], state)
-    losses: Callable[
-        [chex.ArrayTree, chex.ArrayTree, Any, jax.Array], tuple[jax.Array, chex.ArrayTree]
-    ]
-    # (params, state, held-out data) -> [M], as a rule one for each task
-    metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
+    losses: Callable[[Any, Any, Any, Any], Any]  # (params, state, batch, key) -> ([K], state)
+    metrics: Callable[[Any, Any, Any], jax.Array]  # (params, state, held-out data) -> [M]
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
 
@@ -73,8 +69,8 @@ def of_network(
     network: Callable[[nnx.Rngs], nnx.Module],
     tasks: tuple[Task, ...],
     load_data: Callable[[int, Sequence[int], int], Data],
-    task_losses: Callable[[chex.ArrayTree, Any], jax.Array],
-    task_metrics: Callable[[chex.ArrayTree, Any], jax.Array],
+    task_losses: Callable[[Any, Any], jax.Array],
+    task_metrics: Callable[[Any, Any], jax.Array],
 ) -> Problem:
     """A problem of a network that has nothing but parameters and needs no key."""
     return Problem(
@@ -99,24 +95,26 @@ def apply(network: Callable[[nnx.Rngs], Any], params: chex.ArrayTree, inputs: ja
     return nnx.merge(graphdef, params)(inputs)
 
 
-def compose_batches(
-    compose: Callable[[jax.Array, int], Any],
-    key: jax.Array,
-    steps: int,
-    seeds: Sequence[int],
-    batch_size: int,
-) -> Any:
-    """``[steps, seeds, batch_size]`` of what ``compose`` draws from a key.
+def draw_rows(steps: int, seeds: Sequence[int], batch_size: int, key: int, rows: int) -> jax.Array:
+    """Numbers of rows, ``[steps, seeds, batch_size]``."""
 
-    A seed's batches do not depend on how many seeds there are.
-    """
+    def draw(seed: jax.Array) -> jax.Array:
+        seed_key = jax.random.fold_in(jax.random.key(key), seed)
+        return jax.random.randint(seed_key, (steps, batch_size), 0, rows)
+
+    return jax.vmap(draw, out_axes=1)(jnp.asarray(seeds))
+
+
+def compose_batches(
+    compose: Callable[[jax.Array], Any], key: jax.Array, steps: int, seeds: Sequence[int]
+) -> Any:
+    """``[steps, seeds]`` batches that ``compose`` draws from a key, of a seed always the same."""
 
     def composed() -> Any:
         seed_keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.asarray(seeds))
 
         def one_step(step: jax.Array) -> Any:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(seed_keys)
-            return jax.vmap(lambda key: compose(key, batch_size))(keys)
+            return jax.vmap(lambda key: compose(jax.random.fold_in(key, step)))(seed_keys)
 
         return jax.lax.map(one_step, jnp.arange(steps))
 

@@ -18,7 +18,7 @@ mostly hold one: 256 pictures lack a rare one in 8% of batches, 64 in half of th
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -30,7 +30,7 @@ import optax
 from flax import nnx
 
 from famo_jax.experiments.problems import _problem, digits
-from famo_jax.experiments.problems._problem import Data, Task
+from famo_jax.experiments.problems._problem import Task
 
 Array = npt.NDArray[Any]
 
@@ -46,25 +46,17 @@ class Pair(NamedTuple):
     right_ink: Any
 
 
-def _left_is(label: int) -> Callable[[Pair], Any]:
-    return lambda pair: pair.left == label
-
-
-def _right_is(label: int) -> Callable[[Pair], Any]:
-    return lambda pair: pair.right == label
-
-
-def _among(classes: Sequence[int]) -> Callable[[Any], Any]:
+def _among(*classes: int) -> Callable[[Any], Any]:
     """Whether a class is one of these."""
     return lambda label: functools.reduce(operator.or_, [label == each for each in classes])
 
 
-_loop, _prime, _straight = _among([0, 6, 8, 9]), _among([2, 3, 5, 7]), _among([1, 4, 7])
+_loop, _prime, _straight = _among(0, 6, 8, 9), _among(2, 3, 5, 7), _among(1, 4, 7)
 HEAVY, LIGHT = 350, 270  # grey levels
 
 ATTRIBUTES: dict[str, Callable[[Pair], Any]] = {
-    **{f"left is {label}": _left_is(label) for label in range(10)},
-    **{f"right is {label}": _right_is(label) for label in range(10)},
+    **{f"left is {label}": lambda pair, own=label: pair.left == own for label in range(10)},
+    **{f"right is {label}": lambda pair, own=label: pair.right == own for label in range(10)},
     "left is even": lambda pair: pair.left % 2 == 0,
     "right is even": lambda pair: pair.right % 2 == 0,
     "left is prime": lambda pair: _prime(pair.left),
@@ -102,11 +94,10 @@ def attributes_of(pair: Pair) -> jax.Array:
 def load_base_rates() -> Array:
     """How often each attribute is true in training, ``[K]``: exactly, over all pairs of digits."""
     sources = digits.load_splits().train
-    pairs = [
+    (left, right), inks = (
         np.meshgrid(each, each, indexing="ij") for each in (sources.labels, digits.ink_of(sources))
-    ]
-    (left, right), (left_ink, right_ink) = pairs
-    pair = Pair(left, right, left_ink, right_ink)
+    )
+    pair = Pair(left, right, *inks)
     return np.array([np.mean(attribute(pair)) for attribute in ATTRIBUTES.values()])
 
 
@@ -130,19 +121,7 @@ def compose(key: jax.Array, sources: digits.Sources, size: int) -> Pictures:
     return Pictures(pictures.pixels, attributes_of(pair))
 
 
-def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 4,000 for each test."""
-    splits = digits.load_splits()
-    train_key, *held_out_keys = jax.random.split(jax.random.key(2), 3)
-    train = _problem.compose_batches(
-        lambda key, size: compose(key, splits.train, size), train_key, steps, seeds, batch_size
-    )
-    validation, test = (
-        compose(key, sources, HELD_OUT)
-        for key, sources in zip(held_out_keys, splits[1:], strict=True)
-    )
-    return Data(train, validation, test)
-
+load_data = functools.partial(digits.load_data, draw=compose, key=2, held_out=HELD_OUT)
 
 # --- Tasks ----------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ comes naturally and the units that come with it, so the losses are five orders o
 at first, and none can be brought to zero: the noise sees to that.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -74,60 +76,46 @@ def load_splits() -> Splits:
 
 
 def compose(key: jax.Array, sources: Sources, size: int) -> Pictures:
-    """Draws pictures of two digits each, at random places and under fresh noise.
-
-    Returns:
-      ``[size]`` pictures.
-    """
+    """Draws ``[size]`` pictures of two digits each, at random places and under fresh noise."""
     which_key, place_key, noise_key = jax.random.split(key, 3)
     left, right = jax.random.randint(which_key, (2, size), 0, len(sources.labels))
-    left_place, right_place = jax.random.randint(
-        place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS)
-    )
+    places = jax.random.randint(place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS))
     canvas = jnp.maximum(
-        _placed(sources.images, LEFT_COLUMNS)[left, left_place],
-        _placed(sources.images, RIGHT_COLUMNS)[right, right_place],
+        _placed(sources.images, LEFT_COLUMNS)[left, places[0]],
+        _placed(sources.images, RIGHT_COLUMNS)[right, places[1]],
     )
     noisy = canvas / LEVELS + NOISE * jax.random.normal(noise_key, canvas.shape)
     images, labels = jnp.asarray(sources.images), jnp.asarray(sources.labels)
-    return Pictures(
-        pixels=jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8),
-        left=labels[left],
-        right=labels[right],
-        clean=images[left].reshape(size, DIGIT * DIGIT),
-        ink=jnp.asarray(ink_of(sources))[right],
-    )
+    pixels = jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8)
+    clean = images[left].reshape(size, DIGIT * DIGIT)
+    ink = jnp.asarray(ink_of(sources))[right]
+    return Pictures(pixels, labels[left], labels[right], clean, ink)
 
 
 def ink_of(sources: Sources) -> Array:
     """The sum of each digit's grey levels, ``[N]``."""
-    ink: Array = sources.images.sum(axis=(1, 2), dtype=np.int32)
-    return ink
+    return np.asarray(sources.images.sum(axis=(1, 2), dtype=np.int32))
 
 
 def _placed(images: Array, columns: Sequence[int]) -> jax.Array:
     """Every digit at every place, ``[N, 9, 140]``: to look one up is faster than to draw it."""
     canvases = [
-        np.pad(
-            images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)]
-        ).reshape(-1, HEIGHT * WIDTH)
-        for row in ROWS
-        for column in columns
+        np.pad(images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)])
+        for row, column in itertools.product(ROWS, columns)
     ]
-    return jnp.asarray(np.stack(canvases, axis=1))
+    return jnp.asarray(np.stack(canvases, axis=1).reshape(len(images), -1, HEIGHT * WIDTH))
 
 
-def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 2,000 for each test."""
-    splits = load_splits()
-    train_key, validation_key, test_key = jax.random.split(jax.random.key(1), 3)
-    return Data(
-        train=_problem.compose_batches(
-            lambda key, size: compose(key, splits.train, size), train_key, steps, seeds, batch_size
-        ),
-        validation=compose(validation_key, splits.validation, HELD_OUT),
-        test=compose(test_key, splits.test, HELD_OUT),
-    )
+def load_data(
+    steps: int, seeds: Sequence[int], batch_size: int, draw: Any = compose, key: int = 1,
+    held_out: int = HELD_OUT,
+) -> Data:  # fmt: skip
+    """Composes the pictures: those of training by seed, as many for validation as for the test."""
+    train, *others = load_splits()
+    train_key, *keys = jax.random.split(jax.random.key(key), 3)
+    own = functools.partial(draw, sources=train, size=batch_size)
+    batches = _problem.compose_batches(own, train_key, steps, seeds)
+    return Data(batches, *(draw(*each, held_out) for each in zip(keys, others, strict=True)))
 
 
 # --- Tasks ----------------------------------------------------------------------------------------
@@ -176,14 +164,13 @@ def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     """The K losses, ``[K]``, in the order of ``TASKS``."""
     outputs = apply(params, pictures)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    return jnp.stack(
-        [
-            jnp.mean(cross_entropy(outputs.left, pictures.left)),
-            jnp.mean(cross_entropy(outputs.right, pictures.right)),
-            jnp.mean((outputs.clean - pictures.clean / LEVELS) ** 2),
-            jnp.mean((outputs.ink - pictures.ink) ** 2),
-        ]
+    losses = (
+        cross_entropy(outputs.left, pictures.left),
+        cross_entropy(outputs.right, pictures.right),
+        (outputs.clean - pictures.clean / LEVELS) ** 2,
+        (outputs.ink - pictures.ink) ** 2,
     )
+    return jnp.stack([jnp.mean(each) for each in losses])
 
 
 def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:

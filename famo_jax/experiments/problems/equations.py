@@ -33,7 +33,6 @@ class Equation(NamedTuple):
     """A differential equation on a rectangle, and its solution."""
 
     title: str
-    axes: tuple[str, str]  # the coordinates
     low: tuple[float, float]
     high: tuple[float, float]
     residual: Callable[[Field], Field]  # of a field that may solve the equation or not
@@ -64,12 +63,8 @@ def burgers_residual(u: Field) -> Field:
 
 
 def burgers_front(points: jax.Array) -> jax.Array:
-    r"""A front that travels from left to right.
-
-    .. math:: u = c - a \tanh \frac{a (x - x_0 - c t)}{2 \nu}
-    """
-    x, t = points[:, 0], points[:, 1]
-    distance = x - START - SPEED * t
+    """A front that travels right, u = c - a tanh(a (x - x_0 - c t) / (2 nu))."""
+    distance = points[:, 0] - START - SPEED * points[:, 1]
     return SPEED - HEIGHT * jnp.tanh(HEIGHT * distance / (2 * VISCOSITY))
 
 
@@ -95,23 +90,15 @@ def helmholtz(title: str, shift: float) -> Equation:
     """On the square [-1, 1] x [-1, 1]."""
     exact = functools.partial(sine_product, shift=shift)
     residual = functools.partial(helmholtz_residual, exact=exact)
-    return Equation(title, ("x", "y"), (-1.0, -1.0), (1.0, 1.0), residual, exact, evolves=False)
+    words = f"Helmholtz' equation in two dimensions, {title} on the boundary"
+    return Equation(words, (-1.0, -1.0), (1.0, 1.0), residual, exact, evolves=False)
 
 
+_BURGERS = "Burgers' equation in one dimension and time, a travelling front"
 EQUATIONS = {
-    "burgers": Equation(
-        "Burgers' equation in one dimension and time, a travelling front",
-        ("x", "t"),
-        (0.0, 0.0),
-        (1.0, 1.0),
-        burgers_residual,
-        burgers_front,
-        evolves=True,
-    ),
-    "helmholtz": helmholtz("Helmholtz' equation in two dimensions, 0 on the boundary", 0.0),
-    "helmholtz-shifted": helmholtz(
-        "Helmholtz' equation in two dimensions, not 0 on the boundary", 0.15
-    ),
+    "burgers": Equation(_BURGERS, (0.0, 0.0), (1.0, 1.0), burgers_residual, burgers_front, True),
+    "helmholtz": helmholtz("0", 0.0),
+    "helmholtz-shifted": helmholtz("not 0", 0.15),
 }
 TERMS = ("residual", "boundary", "initial")
 INTERIOR, EDGE, EVALUATION = 12, 16, 51  # points along an axis
@@ -161,30 +148,22 @@ def relative_error(equation: Equation, field: Field) -> jax.Array:
 
 
 class Network(nnx.Module):
-    """2-32-32-1 with tanh, on coordinates between -1 and 1."""
+    """2-32-32-1 with tanh, on coordinates between -1 and 1: ``[N, 2]`` to ``[N]``."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        linear = functools.partial(
-            nnx.Linear, kernel_init=nnx.initializers.glorot_normal(), rngs=rngs
-        )
+        init = nnx.initializers.glorot_normal()
+        linear = functools.partial(nnx.Linear, kernel_init=init, rngs=rngs)
         self.first, self.second, self.last = linear(2, 32), linear(32, 32), linear(32, 1)
 
     def __call__(self, points: jax.Array) -> jax.Array:
-        """``[N, 2]`` to ``[N]``."""
         return self.last(jnp.tanh(self.second(jnp.tanh(self.first(points)))))[:, 0]
 
 
 def field_of(equation: Equation, params: chex.ArrayTree) -> Field:
     """The network with these parameters, on the problem's own coordinates."""
     low, high = np.array(equation.low), np.array(equation.high)
-
-    def field(points: jax.Array) -> jax.Array:
-        values: jax.Array = _problem.apply(
-            Network, params, (2 * points - low - high) / (high - low)
-        )
-        return values
-
-    return field
+    place = lambda points: (2 * points - low - high) / (high - low)
+    return lambda points: _problem.apply(Network, params, place(points))
 
 
 def term_loss(equation: Equation, term: str, params: chex.ArrayTree) -> jax.Array:

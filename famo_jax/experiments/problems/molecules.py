@@ -35,30 +35,13 @@ Array = npt.NDArray[Any]
 
 # SMILES, {} where a substituent goes: chains, carbonyls, rings, and aromatic rings.
 SCAFFOLDS = (
-    "C({})({})",
-    "C({})C{}",
-    "C({})CC{}",
-    "C({})=C{}",
-    "O(C{})C{}",
-    "N({})C{}",
-    "C(=O)({}){}",
-    "C1({})CC1{}",
-    "C1({})CCC1{}",
-    "C1({})CCCC1{}",
-    "C1({})OC1{}",
-    "C1({})CCOC1{}",
-    "C1({})CN1{}",
-    "c1c({})cccc1{}",
-    "c1c({})ccc({})c1",
-    "c1c({})nccc1{}",
-    "c1c({})oc({})c1",
-    "c1({})nc({})[nH]c1",
-)
+    "C({})({}) C({})C{} C({})CC{} C({})=C{} O(C{})C{} N({})C{} C(=O)({}){} C1({})CC1{} "
+    "C1({})CCC1{} C1({})CCCC1{} C1({})OC1{} C1({})CCOC1{} C1({})CN1{} c1c({})cccc1{} "
+    "c1c({})ccc({})c1 c1c({})nccc1{} c1c({})oc({})c1 c1({})nc({})[nH]c1"
+).split()
 SUBSTITUENTS = (
-    *("[H]", "F", "O", "N", "C"),
-    *("C#N", "C=O", "CC", "CO", "CN", "CF", "OC", "NC", "C=C", "C#C"),
-    *("C(F)F", "C(=O)O", "C(N)=O", "C(C)=O", "C(C)C"),
-)
+    "[H] F O N C C#N C=O CC CO CN CF OC NC C=C C#C C(F)F C(=O)O C(N)=O C(C)=O C(C)C"
+).split()
 MOST_ATOMS = 9  # without hydrogen
 COUNTS = 64
 SHARES = (0.6, 0.2)  # of the molecules, to train on and to choose by; the rest is the test
@@ -84,21 +67,11 @@ def load_smiles() -> tuple[str, ...]:
     """The molecules, in canonical SMILES, each once."""
     from rdkit import Chem
 
-    texts = (
-        scaffold.format(*pair)
-        for scaffold in SCAFFOLDS
-        for pair in itertools.product(SUBSTITUENTS, repeat=2)
-    )
-    molecules = (Chem.MolFromSmiles(text) for text in texts)
-    return tuple(
-        sorted(
-            {
-                Chem.MolToSmiles(molecule)
-                for molecule in molecules
-                if 2 <= molecule.GetNumHeavyAtoms() <= MOST_ATOMS
-            }
-        )
-    )
+    pairs = list(itertools.product(SUBSTITUENTS, repeat=2))
+    texts = (scaffold.format(*pair) for scaffold in SCAFFOLDS for pair in pairs)
+    molecules = map(Chem.MolFromSmiles, texts)
+    small = (each for each in molecules if 2 <= each.GetNumHeavyAtoms() <= MOST_ATOMS)
+    return tuple(sorted(set(map(Chem.MolToSmiles, small))))
 
 
 def counts_of(molecule: Any) -> Array:
@@ -154,12 +127,7 @@ def load_splits() -> Splits:
 def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
     """Draws the batches: the numbers of molecules in the training set."""
     splits = load_splits()
-
-    def draw_rows(seed: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(1), seed)
-        return jax.random.randint(key, (steps, batch_size), 0, len(splits.train.counts))
-
-    rows = jax.vmap(draw_rows, out_axes=1)(jnp.asarray(seeds))
+    rows = _problem.draw_rows(steps, seeds, batch_size, 1, len(splits.train.counts))
     pool = jax.tree.map(jnp.asarray, splits.train)
     return Data(rows, splits.validation, splits.test, pool=pool)
 
