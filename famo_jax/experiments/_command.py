@@ -125,7 +125,7 @@ def methods_option(names: Sequence[str], more: str = "") -> Option:
 
 
 def parser_of(study: Study) -> argparse.ArgumentParser:
-    """The options of a study's command line: its own, and the shared ones that it has values for."""
+    """The options of a study: its own, and the shared ones that it has values for."""
     parser = argparse.ArgumentParser(
         prog=f"python -m famo_jax.experiments.{study.name}",
         description=f"{study.title}.",

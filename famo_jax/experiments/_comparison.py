@@ -30,22 +30,14 @@ QUICK = "--seeds 2 --methods stl ls si frozen famo famo-one-pass --learning-rate
 def study(
     problem: Problem, facts: Callable[[], Mapping[str, Any]], full: str, **about: Any
 ) -> Study:
-    """A comparison of methods on a problem.
-
-    Args:
-      problem: What is learned.
-      facts: Of the data.
-      full: The options where none are given.
-      **about: The other fields of a study.
-    """
+    """A comparison of methods on a problem, with facts of its data."""
+    words = "; stl, the baseline, is always run"
     return Study(
         full=f"--first-seed 0 {full}",
         run=functools.partial(run, problem, facts),
         summarize=functools.partial(summarize, problem.tasks),
         tables=tables,
-        options={
-            "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run")
-        },
+        options={"methods": _command.methods_option(list(METHODS), words)},
         curves=frozenset({"losses", "task_weights", "test_by_seed"}),
         epilog=described(METHODS),
         check=check,
@@ -109,31 +101,28 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
     options, arms, times = (runs.facts[key] for key in ("settings", "arms", "times"))
     names = [task.name for task in tasks]
     higher = np.array([task.higher_is_better for task in tasks])
-    rates = options["learning_rate"]
-    stl_test, on_validation, stl_rates, stl_losses = _single_task(runs, tasks, rates)
-    baseline = stl_test.mean(axis=0)
     delta_m = functools.partial(_statistics.delta_m, higher_is_better=higher)
-    scores, chosen, tests = {}, {"stl": 0}, {"stl": stl_test}
-    for name in arms:
-        if name != "stl":
-            validation = _statistics.finite(runs.arrays[name]["validation"]).mean(axis=1)
-            scores[name] = delta_m(validation, on_validation)
-            chosen[name] = _statistics.choose(scores[name])
-            tests[name] = _statistics.finite(runs.arrays[name]["test"][chosen[name]])
+    stl_test, on_validation, stl_rates, stl_losses = _single_task(runs, tasks)
+    baseline = stl_test.mean(axis=0)
+    chosen, tests = {"stl": 0}, {"stl": stl_test}
+    for name in [each for each in arms if each != "stl"]:
+        validation = _statistics.finite(runs.arrays[name]["validation"]).mean(axis=1)
+        chosen[name] = _statistics.choose(delta_m(validation, on_validation))
+        tests[name] = _statistics.finite(runs.arrays[name]["test"][chosen[name]])
     by_seed = {name: delta_m(test, baseline) for name, test in tests.items()}
-    means = np.stack([test.mean(axis=0) for test in tests.values()])
-    ranks = dict(zip(tests, _statistics.mean_ranks(means, higher), strict=True))
+    means = {name: test.mean(axis=0) for name, test in tests.items()}
+    ranks = _statistics.mean_ranks(np.stack(list(means.values())), higher)
 
-    def figures(name: str) -> dict[str, Any]:
-        own = runs.arrays[name]
-        setting, test = arms[name]["settings"][chosen[name]], tests[name].mean(axis=0)
+    def figures(name: str, rank: float) -> dict[str, Any]:
+        own, setting = runs.arrays[name], arms[name]["settings"][chosen[name]]
+        changes = _statistics.changes(means[name], baseline, higher)
         found: dict[str, Any] = {
-            "test": dict(zip(names, test, strict=True)),
-            "change": dict(zip(names, _statistics.changes(test, baseline, higher), strict=True)),
+            "test": dict(zip(names, means[name], strict=True)),
+            "change": dict(zip(names, changes, strict=True)),
             "delta_m": _statistics.estimate(by_seed[name]),
-            "mean_rank": ranks[name],
+            "mean_rank": rank,
             "learning_rate": [setting["learning_rate"]],
-            "edges": _statistics.edges(setting, options),
+            "edges": _statistics.edges([setting], options),
             "against": {
                 other: _statistics.estimate(by_seed[name] - by_seed[other])
                 for other in opponents(name)
@@ -141,18 +130,14 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
             },
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
+            "losses": own["losses"][chosen[name]].mean(axis=0),
         }
-        if name == "stl":
-            lists = {"learning_rate": rates}
-            every = [_statistics.edges({"learning_rate": rate}, lists) for rate in stl_rates]
-            edges = list(dict.fromkeys(itertools.chain(*every)))
+        networks = 1
+        if name == "stl":  # it steps K networks where the others step one
+            edges = _statistics.edges([{"learning_rate": rate} for rate in stl_rates], options)
             found |= {"learning_rate": stl_rates, "edges": edges, "losses": stl_losses}
-        else:
-            found["validation_delta_m"] = scores[name]
-            found["losses"] = own["losses"][chosen[name]].mean(axis=0)
+            networks = len(tasks)
         if "ls" in times:
-            # Single-task learning steps K networks where the others step one.
-            networks = len(tasks) if name == "stl" else 1
             found["step_relative_to_ls"] = networks * times[name]["median"] / times["ls"]["median"]
         if METHODS[name].has_logits:
             ranges = own["logit_range"][chosen[name]].mean(axis=0)
@@ -160,24 +145,23 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
             found["task_weights"] = own["task_weights"][chosen[name]].mean(axis=0)
         return found | {key: setting[key] for key in ("gamma",) if key in setting}
 
+    by_name = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
     return {
         "tasks": [task._asdict() for task in tasks],
         "steps": options["steps"],
         "problem": runs.facts["problem"],
-        "methods": {name: figures(name) for name in METHODS if name in arms},
+        "methods": {name: by_name[name] for name in METHODS if name in by_name},
     }
 
 
-def _single_task(
-    runs: Runs, tasks: Sequence[Task], rates: Sequence[float]
-) -> tuple[Array, Array, list[float], Array]:
+def _single_task(runs: Runs, tasks: Sequence[Task]) -> tuple[Array, Array, list[float], Array]:
     """Of single-task learning each task at the rate that is best for its own metric.
 
     Returns:
       The metrics on test ``[seeds, K]`` and, mean over seeds, on validation ``[K]``, the rates, and
       the losses ``[points, K]``.
     """
-    own, k = runs.arrays["stl"], len(tasks)
+    own, k, rates = runs.arrays["stl"], len(tasks), runs.facts["settings"]["learning_rate"]
     each = np.arange(k)
     validation, test = (  # [K, rates, seeds]
         _statistics.finite(own[split]).reshape(k, len(rates), -1, k)[each, :, :, each]
@@ -202,28 +186,18 @@ MOST_COLUMNS = 4  # more tasks than that do not fit into 80 columns
 
 
 def tables(summary: Summary) -> list[Any]:
-    """The methods, what the table leaves out, and the differences of FAMO's forms."""
-    parts: list[Any] = [methods_table(summary), *notes(summary)]
-    if any(METHODS[name].control for name in summary["methods"]):
-        parts.append(differences(summary))
-    return parts
-
-
-def methods_table(summary: Summary) -> Any:
-    """A row for each method: each task, or how they are spread if there are many."""
-    tasks = summary["tasks"]
+    """The methods, each task or how they are spread; and the differences of FAMO's forms."""
+    tasks, methods = summary["tasks"], summary["methods"]
     few = len(tasks) <= MOST_COLUMNS
     headers = [task["metric"].replace(" ", "\n") for task in tasks]
-    headers = headers if few else ["worst\ntask\n(%)", f"better\nof {len(tasks)}"]
-    headers += ["Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", "gamma"]
-    table = _tables.new(
-        None, ["method"], [*headers, *([] if few else ["logit\nrange"]), "step\n/ ls"]
-    )
-    for name, figures in summary["methods"].items():
+    headers = headers if few else ["worst\ntask\n(%)", f"better\nof {len(tasks)}", "logit\nrange"]
+    headers += ["Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", "gamma", "step\n/ ls"]
+    table = _tables.new(None, ["method"], headers)
+    for name, figures in methods.items():
         rate, changes = figures["learning_rate"], list(figures["change"].values())
         each = [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks]
-        spread = [f"{max(changes):z.0f}", f"{sum(change < 0 for change in changes)}"]
-        drift = [f"{figures['logit_range']['end']:.2f}" if "logit_range" in figures else ""]
+        drift = f"{figures['logit_range']['end']:.2f}" if "logit_range" in figures else ""
+        spread = [f"{max(changes):z.0f}", f"{sum(change < 0 for change in changes)}", drift]
         table.add_row(
             name,
             *(each if few else spread),
@@ -231,10 +205,22 @@ def methods_table(summary: Summary) -> Any:
             f"{figures['mean_rank']:.2f}",
             f"{rate[0]:g}" if len(rate) == 1 else "below",
             f"{figures['gamma']:g}" if "gamma" in figures else "",
-            *([] if few else drift),
             f"{figures['step_relative_to_ls']:.2f}" if "step_relative_to_ls" in figures else "",
         )
-    return table
+    own = methods["stl"]["learning_rate"]
+    rates = ", ".join(f"{rate:g} for {own.count(rate)} tasks" for rate in sorted(set(own)))
+    lines = [
+        f"Means over {len(methods['stl']['delta_m_by_seed'])} seeds, everything better when lower. "
+        f"Δm ± its standard error: against the mean of stl, whose learning rates are {rates}, and "
+        f"which steps {len(tasks)} networks."
+        + ("" if few else " Worst: its change against stl. Logit range: over tasks, at the end.")
+    ]
+    edges = {name: ", ".join(each["edges"]) for name, each in methods.items() if each["edges"]}
+    if edges:
+        told = "; ".join(f"{name} {values}" for name, values in edges.items())
+        lines.append(f"At the end of their lists: {told}.")
+    forms = {name: each for name, each in methods.items() if METHODS[name].control}
+    return [table, *lines, *([differences(forms)] if forms else [])]
 
 
 # What a column of differences shows for a form of FAMO.
@@ -247,94 +233,45 @@ _COLUMNS: dict[str, Callable[[str], str]] = {
 }
 
 
-def differences(summary: Summary) -> Any:
+def differences(forms: Mapping[str, Any]) -> Any:
     """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
-    forms = {name: each for name, each in summary["methods"].items() if METHODS[name].control}
     cells = {
         label: [each["against"].get(other(name)) for name, each in forms.items()]
         for label, other in _COLUMNS.items()
     }
-    columns = {label: found for label, found in cells.items() if any(found)}
-    table = _tables.new(
-        "Differences of Δm, paired by seed: mean±95%", ["method"], [f"- {each}" for each in columns]
-    )
+    columns = {f"- {label}": found for label, found in cells.items() if any(found)}
+    table = _tables.new("Differences of Δm, paired by seed: mean±95%", ["method"], columns)
     for name, *row in zip(forms, *columns.values(), strict=True):
         table.add_row(name, *map(_tables.with_interval, row))
     return table
 
 
-def notes(summary: Summary) -> list[str]:
-    """What the table leaves out."""
-    tasks, methods = [task["name"] for task in summary["tasks"]], summary["methods"]
-    stl = methods["stl"]
-    few = len(tasks) <= MOST_COLUMNS
-    own = stl["learning_rate"]
-    rates = (
-        ", ".join(f"{task} {rate:g}" for task, rate in zip(tasks, own, strict=True))
-        if few
-        else ", ".join(f"{rate:g} for {own.count(rate)} tasks" for rate in sorted(set(own)))
-    )
-    seeds = len(stl["delta_m_by_seed"])
-    lines = [
-        f"Means over {seeds} seeds, everything better when lower. Δm ± its standard error: against "
-        f"the mean of stl, whose learning rates are: {rates}. stl steps {len(tasks)} networks."
-    ]
-    if not few:
-        lines.append(
-            "Worst task: its change against stl, up is worse. Logit range: over tasks, at the end, "
-            "mean over seeds."
-        )
-    if seeds > 1:
-        told = (f"{name} {_tables.between(each['delta_m'])}" for name, each in methods.items())
-        lines.append(f"Δm with 95% confidence: {', '.join(told)}.")
-    return lines + [
-        f"{name}: at the end of its list: {', '.join(each['edges'])}."
-        for name, each in methods.items()
-        if each["edges"]
-    ]
-
-
 # --- Parts of the pictures ------------------------------------------------------------------------
 
-# Where lines are shown: few enough to be told apart.
-SHOWN = ("ls", "si", "famo", "famo-ema-no-c", "stl")
-RECOMMENDED = ("famo-ema-no-c", "famo-ema", "famo-one-pass", "famo")
+SHOWN = ("ls", "si", "famo", "famo-ema-no-c")  # few enough to be told apart
 
 
 def draw_overview(
-    summary: Summary, places: Sequence[float], label: Callable[[Any], None], title: str
+    summary: Summary, places: Sequence[float], label: Callable[[Any], Any], title: str
 ) -> Any:
-    """How each of many tasks changes, and below it delta m.
-
-    Args:
-      summary: Of the study.
-      places: Of the tasks, on an axis that ``label`` labels.
-      label: Gets the axes.
-      title: Of the changes.
-    """
-    figure: Any
+    """How each of many tasks changes, at places on an axis to be labelled, and below it delta m."""
+    names = [name for name in SHOWN if name in summary["methods"]]
     with _plots.picture(height=5.6) as figure:
         above, below = figure.subplots(2, 1, height_ratios=(1, 1.1))
-        draw_changes(above, summary, places)
+        for name in names:
+            values = list(summary["methods"][name]["change"].values())
+            colour = METHODS[name].colour
+            above.plot(places, values, "o", color=colour, markersize=4, alpha=0.85, label=name)
+        above.axhline(0, color="black", linewidth=0.8)
+        above.set_yscale("symlog", linthresh=10)
+        above.yaxis.set_major_formatter(lambda change, _: f"{change:g}")
+        above.grid(axis="y", color="#eeeeee")
+        above.margins(y=0.08)
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
         label(above)
         above.set_title(f"{title}: change against single-task networks (%)")
         draw_delta_m(below, summary)
     return figure
-
-
-def draw_changes(axes: Any, summary: Summary, places: Sequence[float]) -> None:
-    """How much worse each task's metric is than that of single-task learning, a point a method."""
-    names = [name for name in SHOWN if name in summary["methods"] and name != "stl"]
-    for name in names:
-        values = list(summary["methods"][name]["change"].values())
-        colour = METHODS[name].colour
-        axes.plot(places, values, "o", color=colour, markersize=4, alpha=0.85, label=name)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=10)
-    axes.yaxis.set_major_formatter(lambda change, _: f"{change:g}")
-    axes.grid(axis="y", color="#eeeeee")
-    axes.margins(y=0.08)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
 
 
 def draw_delta_m(axes: Any, summary: Summary) -> None:
@@ -347,42 +284,3 @@ def draw_delta_m(axes: Any, summary: Summary) -> None:
     _plots.estimates(axes, rows, "Δm against single-task networks (%): mean, 95%, each seed")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_title("Δm, lower is better")
-
-
-def draw_task_weights(axes: Any, summary: Summary) -> None:
-    """Of the form that is recommended, or the next that was run. Tasks have no colours."""
-    axes.set_xlabel("step")
-    found = [name for name in RECOMMENDED if name in summary["methods"]]
-    if not found:
-        axes.set_title("no FAMO was run")
-        return
-    curves = np.array(summary["methods"][found[0]]["task_weights"])
-    names = [task["name"] for task in summary["tasks"]]
-    series = {name: (curve, "#444444") for name, curve in zip(names, curves.T, strict=True)}
-    axes.set_title(f"task weights of {found[0]}")
-    _plots.lines(axes, _statistics.middles(summary["steps"], len(curves)), series, _plots.LINES)
-
-
-def draw_losses(
-    axes: Any, summary: Summary, task: int, labelled: bool, shown: Sequence[str] = SHOWN
-) -> None:
-    """The loss of a task over the steps, mean over seeds, of a few methods."""
-    axes.set_yscale("log")
-    curves = {
-        name: (np.array(each["losses"])[:, task], METHODS[name].colour)
-        for name, each in summary["methods"].items()
-        if name in shown
-    }
-    if not curves:
-        return
-    x = _statistics.middles(summary["steps"], len(next(iter(curves.values()))[0]))
-    # The mean of the losses first makes some tasks worse, by far. That would squeeze the rest.
-    top = np.max(summary["methods"]["stl"]["losses"], axis=0)[task]
-    ends = [values[-1] for values, _ in curves.values() if np.isfinite(values[-1])]
-    if np.isfinite(top) and ends:
-        low = min(np.nanmin(values) for values, _ in curves.values())
-        axes.set_ylim(low / 1.2, max(1.6 * top, 1.2 * max(ends)))
-    _plots.lines(axes, x, curves, labelled=labelled)
-    _plots.plain_numbers(axes.yaxis)
-    axes.set_title(summary["tasks"][task]["loss"], fontsize=8)
-    axes.set_xlabel("step")

@@ -1,7 +1,8 @@
 """The table of methods: one name, one description, one colour and one recipe each."""
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import optax
@@ -47,25 +48,26 @@ def _frozen(description: str, colour: str, normalizer: Any) -> Method:
     return Method(description, colour, make, has_logits=True)
 
 
-def _of_the_library() -> "dict[str, Method]":
+def _of_the_library() -> dict[str, Method]:
     """Every method of both packages, at its defaults; not those that stand around another one."""
-    given = {"num_tasks": lambda k: k, "key": lambda _: 0}
+    given: dict[str, Callable[[int], int]] = {"num_tasks": lambda k: k, "key": lambda _: 0}
     found = {}
-    for package in (weighting, aggregation):
-        for name in package.__all__:
-            factory = getattr(package, name)
-            if not inspect.isfunction(factory) or name.endswith("_weights"):
-                continue
-            parameters = inspect.signature(factory).parameters.values()
+
+    def make(k: int, own: Any, takes: Sequence[str]) -> Transformation:
+        tx: Transformation = own(**{each: given[each](k) for each in takes})
+        return tx
+
+    for name in (*weighting.__all__, *aggregation.__all__):
+        own = getattr(weighting, name, getattr(aggregation, name, None))
+        if inspect.isfunction(own) and not name.endswith("_weights"):
+            parameters = inspect.signature(own).parameters.values()
             takes = [each.name for each in parameters if each.default is each.empty]
             if set(takes) <= given.keys():
                 found[name.replace("_", "-")] = Method(
-                    inspect.getdoc(factory).partition(":")[0],  # type: ignore[union-attr]
+                    (inspect.getdoc(own) or "").partition(":")[0],
                     OTHER,
-                    lambda k, own=factory, takes=takes: own(
-                        **{each: given[each](k) for each in takes}
-                    ),
-                    aggregates=package is aggregation,
+                    functools.partial(make, own=own, takes=takes),
+                    aggregates=name in aggregation.__all__,
                 )
     return found
 

@@ -15,7 +15,7 @@ Estimate = Mapping[str, float]  # mean, low and high
 
 PALE = "#d8d8d8"
 LINES = ("-", "--", ":", "-.")  # of tasks, whose colours would be those of methods
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",

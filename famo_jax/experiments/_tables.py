@@ -47,11 +47,6 @@ def with_interval(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
     return f"{mean:{sign}z.{decimals}f}±{half:.{decimals}f}"
 
 
-def between(estimate: Mapping[str, float], form: str = "z.1f") -> str:
-    """The ends of the interval."""
-    return f"{estimate['low']:{form}} to {estimate['high']:{form}}"
-
-
 def ratio(estimate: Mapping[str, float]) -> str:
     """A geometric mean, and the factor by which its interval extends either way."""
     return f"{estimate['mean']:.2g} ({estimate['high'] / estimate['mean']:.2g})"

@@ -298,10 +298,12 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
 
 
 # Yields arms, gets the results of all so far, and may yield others that depend on them.
-Plan = Generator[Sequence[Arm], Results, None] | Iterator[Sequence[Arm]]
+Plan = Generator[Sequence[Arm], Results, None]
 
 
-def run(plan: Plan, session: Session, timed: str = "", rounds: int = 25) -> Runs:
+def run(
+    plan: Plan | Iterator[Sequence[Arm]], session: Session, timed: str = "", rounds: int = 25
+) -> Runs:
     """Trains the arms of a plan, then times a step of those whose names match ``timed``."""
     results: Results = {}
     arms: list[Arm] = []

@@ -14,6 +14,7 @@ the features that the trunk hands to the heads, of the heads alone (``z``). With
 
 import argparse
 import functools
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ def make_problem(num_tasks: int) -> tuple[Any, Any]:
     generator = np.random.default_rng(0)
     draw: Any = lambda *shape: jnp.asarray(generator.standard_normal(shape, np.float32))
     sizes = [*SIZES, num_tasks]
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    pairs = itertools.pairwise(sizes)
     layers = [{"kernel": draw(n, m) * (2 / n) ** 0.5, "bias": jnp.zeros(m)} for n, m in pairs]
     return layers, (draw(BATCH_SIZE, SIZES[0]), draw(BATCH_SIZE, num_tasks))
 
@@ -93,7 +94,7 @@ def make_step(name: str, num_tasks: int) -> tuple[Callable[..., Any], Any]:
         steps = (plain_step, ADAM), (carry_step, with_famo), (forward, ADAM)
         return dict(zip(YARDSTICKS, steps, strict=True))[name]
     method, at_features = METHODS[name.removesuffix(AT_FEATURES)], name.endswith(AT_FEATURES)
-    own = method.make(num_tasks, **{each: 1e-3 for each in method.takes})
+    own = method.make(num_tasks, **dict.fromkeys(method.takes, 0.001))
     tx = optax.chain(own, ADAM) if method.aggregates else optax.chain(ADAM, own)
     fn, encoder = (head_losses, features) if at_features else (task_losses, None)
     weighed = famo_jax.losses_and_grads(fn, encoder=encoder)
@@ -131,7 +132,7 @@ def measure(num_tasks: int, names: Sequence[str], rounds: int) -> dict[str, Any]
 
         def call() -> jax.Array:
             *carry[:], losses = step(*carry, batch)
-            return jax.block_until_ready(losses)
+            return jnp.asarray(jax.block_until_ready(losses))
 
         return call
 
@@ -153,7 +154,7 @@ def measure(num_tasks: int, names: Sequence[str], rounds: int) -> dict[str, Any]
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
-    """Measures the yardsticks and every method, aggregation also at features, by number of tasks."""
+    """Measures yardsticks and methods, aggregation also at features, by number of tasks."""
     aggregates = [name for name in options.methods if METHODS[name].aggregates]
     weighting = [name for name in options.methods if name not in aggregates]
     found = {}
@@ -173,7 +174,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
 def tables(summary: Summary) -> list[Any]:
     """A row for each step: time over the number of tasks, memory at most tasks that it has."""
     tasks = summary["tasks"]
-    names = list(max(tasks.values(), key=len))
+    names = max(map(list, tasks.values()), key=len)
     table = _tables.new(
         "A step over a plain one, by the number of tasks",
         ["step"],

@@ -14,6 +14,7 @@ Settings are chosen on validation data by some seeds, and reported on test data 
 
 import argparse
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import famo_jax
-from famo_jax.experiments import _command, _comparison, _gains, _plots, _tables
+from famo_jax.experiments import _command, _comparison, _gains, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments._study import Option, Study, Summary
@@ -32,11 +33,12 @@ ADVISED = 0.1  # over K
 FORMS = ("famo-no-c", "famo-one-pass-no-c", "famo-ema-no-c")
 MODEL_RATES = (5e-3, 1e-2, 2e-2)
 WAVE_BATCH = 32
-
-# --- Constant decreases ---------------------------------------------------------------------------
-
-STEP_SIZE = 1e-3  # the mean decrease of a log loss in a step
-SPREAD = 9  # of the rates, the fastest over the slowest
+STEP_SIZE = 1e-3  # where decreases are given: their mean
+SPREAD = 9  # and the fastest over the slowest
+SCALES: dict[str, Callable[[int], float]] = {
+    f"gamma {GAMMA:g}": lambda k: GAMMA,
+    f"gamma {GAMMA:g}/K": lambda k: GAMMA / k,
+}
 
 
 def decreases(num_tasks: int) -> Array:
@@ -45,16 +47,13 @@ def decreases(num_tasks: int) -> Array:
     return np.asarray(STEP_SIZE * rates / rates.mean())
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def rest(num_tasks: int, gamma: Any, steps: int) -> jax.Array:
     """The logits, ``[K]``, after steps in which each log loss falls by its constant decrease."""
     tx = famo_jax.famo(num_tasks, weight_decay=gamma)
     before, after = jnp.ones(num_tasks), jnp.exp(-jnp.asarray(decreases(num_tasks)))
-
-    def step(state: famo_jax.FamoState, _: None) -> tuple[famo_jax.FamoState, None]:
-        return tx.update((), state, losses=before, new_losses=after)[1], None
-
-    state, _ = jax.lax.scan(step, tx.init(None), length=steps)
-    logits: jax.Array = state.logits
+    step = lambda state, _: (tx.update((), state, losses=before, new_losses=after)[1], None)
+    logits: jax.Array = jax.lax.scan(step, tx.init(None), length=steps)[0].logits
     return logits
 
 
@@ -66,25 +65,18 @@ def predicted(logits: Array, decrease: Array, gamma: float) -> Array:
 
 
 def rest_row(num_tasks: int, steps: int) -> dict[str, Any]:
-    """By a gamma for all K and by one over K: the range of the logits at rest, and the formula's."""
-    row: dict[str, Any] = {"num_tasks": num_tasks}
-    run = jax.jit(lambda gamma: rest(num_tasks, gamma, steps))
-    for scale, gamma in {"gamma": GAMMA, "gamma/K": GAMMA / num_tasks}.items():
-        logits = np.asarray(run(gamma), np.float64)
-        expected = predicted(logits, decreases(num_tasks), gamma)
+    """By scale of gamma: the range of the logits at rest, and the formula's."""
+    row = {}
+    for scale, gamma_of in SCALES.items():
+        logits = np.asarray(rest(num_tasks, gamma_of(num_tasks), steps), np.float64)
+        expected = predicted(logits, decreases(num_tasks), gamma_of(num_tasks))
         row[scale] = {"range": np.ptp(logits), "predicted": np.ptp(expected)}
     return row
 
 
-# --- The run --------------------------------------------------------------------------------------
-
-
 def cells_of(settings: Any) -> list[_gains.Cell]:
     """The digits by batch size, and the regressions by K."""
-
-    def grid(num_tasks: int) -> dict[str, list[float]]:
-        return {"gamma": sorted({*settings["gamma"], GAMMA, ADVISED / num_tasks})}
-
+    grid: Any = lambda k: {"gamma": sorted({*settings["gamma"], GAMMA, ADVISED / k})}
     rates = {"logits_rate": settings["logits_rate"]}
     pictures = [
         _gains.Cell(f"digits, batch {size}", digits.PROBLEM, size, grid(digits.K) | rates)
@@ -96,24 +88,14 @@ def cells_of(settings: Any) -> list[_gains.Cell]:
     ]
 
 
-def seeds_of(settings: Any) -> _gains.Seeds:
-    """Those that choose come last."""
-    reported = settings["seeds"]
-    return _gains.Seeds(
-        range(reported + settings["tuning_seeds"]), slice(reported, None), slice(reported)
-    )
-
-
 def run(options: argparse.Namespace, session: Any) -> Runs:
-    """Logits at rest, then the training."""
+    """Logits at rest, then the training, by seeds of which the last are those that choose."""
     from famo_jax.experiments import _train
 
-    tell = session.row("constant decreases")
-    tell("training")
-    rows = [rest_row(num_tasks, 10 * options.steps) for num_tasks in options.tasks]
-    tell("done")
-    cells, seeds = cells_of(vars(options)), seeds_of(vars(options))
-    plan = _gains.plan(cells, FORMS, MODEL_RATES, seeds, steps=options.steps)
+    rows = {str(k): rest_row(k, 10 * options.steps) for k in options.tasks}
+    seeds, tuning = range(options.seeds + options.tuning_seeds), slice(options.seeds, None)
+    cells = cells_of(vars(options))
+    plan = _gains.plan(cells, FORMS, MODEL_RATES, seeds, options.steps, tuning)
     runs = _train.run(plan, session)
     return runs._replace(facts=runs.facts | {"rest": rows})
 
@@ -124,73 +106,67 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
 def summarize(runs: Runs) -> dict[str, Any]:
     """By cell and form: the gain as tuned, and at the logits' usual rate at every gamma."""
     settings = runs.facts["settings"]
-    seeds = seeds_of(settings)
+    seeds, rates = settings["seeds"], settings["logits_rate"]
+    usual = RATE if RATE in rates else rates[0]
     found: dict[str, Any] = {}
     for cell in cells_of(settings):
-        scores = _gains.scores(runs, cell.name, FORMS, seeds)
-        usual = RATE if RATE in settings["logits_rate"] else settings["logits_rate"][0]
+        scores = _gains.scores(runs, cell.name, FORMS, slice(seeds, None), slice(seeds))
         found[cell.name] = {"num_tasks": len(cell.problem.tasks), "forms": {}}
         for form in FORMS:
-            own = scores.settings[form]
-            places = [i for i, each in enumerate(own) if each.get("logits_rate", usual) == usual]
-            found[cell.name]["forms"][form] = {
-                "tuned": own[scores.chosen[form]] | scores.gain(form),
-                "by_gamma": [{"gamma": own[i]["gamma"]} | scores.gain(form, i) for i in places],
-            }
+            every = [scores.gain(form, index) for index in range(len(scores.settings[form]))]
+            by_gamma = [each for each in every if each.get("logits_rate", usual) == usual]
+            own = {"tuned": scores.gain(form), "by_gamma": by_gamma}
+            found[cell.name]["forms"][form] = own
     return {"cells": found, "rest": runs.facts["rest"]}
 
 
 def tables(summary: Summary) -> list[Any]:
     """The logits at rest, and the gains in training."""
-    rest_table = _tables.new(
-        f"Range of the logits at rest where log losses fall by {STEP_SIZE:g} a step (formula)",
-        ["K"],
-        [f"gamma {GAMMA:g}", f"gamma {GAMMA:g}/K"],
-        padding=2,
-    )
-    for row in summary["rest"]:
-        cells = (
-            f"{row[scale]['range']:.3g} ({row[scale]['predicted']:.3g})"
-            for scale in ("gamma", "gamma/K")
-        )
-        rest_table.add_row(f"{row['num_tasks']:,}", *cells)
+    title = f"Range of the logits at rest (formula), log losses falling by {STEP_SIZE:g}"
+    rest_table = _tables.new(title, ["K"], SCALES, padding=8)
+    for num_tasks, row in summary["rest"].items():
+        cells = (f"{each['range']:.3g} ({each['predicted']:.3g})" for each in row.values())
+        rest_table.add_row(f"{int(num_tasks):,}", *cells)
     gains = _tables.new(
-        "Δm (%) over that of si on test: lower is better; by other seeds' validation",
+        "Δm (%) over that of si, lower is better; tuned by other seeds' validation",
         ["", "form"],
         ["tuned", "gamma", "rate", f"gamma\n{GAMMA:g}", f"gamma\n{ADVISED:g}/K"],
+        padding=1,
     )
     for name, cell in summary["cells"].items():
         for form, own in cell["forms"].items():
             at = {each["gamma"]: each for each in own["by_gamma"]}
             advised = min(at, key=lambda gamma: abs(gamma - ADVISED / cell["num_tasks"]))
+            tuned = own["tuned"]
             gains.add_row(
                 name if form == FORMS[0] else "",
                 form.removeprefix("famo-").removesuffix("-no-c").replace("no-c", "two-pass"),
-                _tables.with_interval(own["tuned"]),
-                f"{own['tuned']['gamma']:g}",
-                f"{own['tuned'].get('logits_rate', RATE):g}",
+                _tables.with_interval(tuned),
+                f"{tuned['gamma']:g}",
+                f"{tuned.get('logits_rate', RATE):g}",
                 _tables.with_interval(at[GAMMA]),
                 _tables.with_interval(at[advised]),
             )
-    return [rest_table, gains, "All without c, ± by 95% intervals, paired by seed."]
+    return [rest_table, gains, "All without c, on test; ± by 95% intervals, paired by seed."]
 
 
 def draw(summary: Summary) -> Any:
     """Over gamma, at the paper's rate of the logits: what each form gains in each cell."""
-    names = list(summary["cells"])[:6]
-    series, values = {}, {}
-    for name in names:
-        forms = summary["cells"][name]["forms"]
-        values[name] = [each["gamma"] for each in forms[FORMS[0]]["by_gamma"]]
-        series[name] = {
+    cells = dict(list(summary["cells"].items())[:6])
+    series = {
+        name: {
             form.removeprefix("famo-"): (own["by_gamma"], METHODS[form].colour)
-            for form, own in forms.items()
+            for form, own in cell["forms"].items()
         }
+        for name, cell in cells.items()
+    }
+    values = {
+        name: [each["gamma"] for each in cell["forms"][FORMS[0]]["by_gamma"]]
+        for name, cell in cells.items()
+    }
+    names = list(cells)
     rows = [names[:3], names[3:]] if len(names) == 6 else [names]
-    with _plots.picture(height=2.4 * len(rows)) as figure:
-        first, *_ = _gains.draw_panels(figure, rows, series, values, "gamma")
-        first.set_ylabel("Δm (%) over that of si", loc="top")
-    return figure
+    return _gains.draw(rows, series, values, "gamma")
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -4,14 +4,11 @@ FAMO's gradient is :math:`c \sum_i z_i \nabla \log D_i`, and the normaliser c se
 length. Here one of four tasks can be fitted ever closer to its lower bound, and what c then does
 to the other three is measured, under several optimizers and two schedules.
 
-The tasks are regressions :math:`y_i = w_i^\top x + s_i \varepsilon` on the same Gaussian inputs,
-learned by two linear layers, of which the first is shared. The network is wide enough to hold every
-:math:`w_i`, so no task stands in the way of another's optimum: what is left undone at the end is
-the length of the steps' doing. The noise of task 0 is :math:`s_0^2 = 10^{-k}`, that of the others
-is 1. Losses over all inputs have a closed form, :math:`|W a_i - w_i|^2 + s_i^2`, and their optimum
-is the noise. A task's *excess* is what its loss has above that, over it.
-
-The model's learning rate is chosen on validation for every cell: each normaliser has its best.
+The tasks are regressions :math:`y_i = w_i^\top x + s_i \varepsilon` on the same Gaussian inputs by
+two linear layers, wide enough to hold every :math:`w_i`: what is left undone is the length of the
+steps' doing. The noise of task 0 is :math:`s_0^2 = 10^{-k}`, that of the others 1. Losses over all
+inputs are :math:`|W a_i - w_i|^2 + s_i^2`; a task's *excess* is what it has above its noise, over
+it. The model's learning rate is chosen on validation for every cell.
 """
 
 import argparse
@@ -129,7 +126,7 @@ SCHEDULES = ("constant", "cosine")
 def schedule_of(setting: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Constant or cosine, as the setting says."""
     cosine = optax.cosine_decay_schedule(1.0, steps)
-    shape = lambda count: jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
+    shape: Any = lambda count: jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
     return lambda count: setting["learning_rate"] * shape(count)
 
 

@@ -1,8 +1,8 @@
 r"""One-pass or two-pass? ``python -m famo_jax.experiments.passes``.
 
 FAMO steps its logits by how much each log loss fell. *One-pass* takes the change from the batch
-before to this one, *two-pass* that of one batch before and after the step, and *fresh*, which
-nobody would pay for, that of a batch which the step has not seen; *ema* is one-pass smoothed.
+before to this one, *two-pass* (famo) that of one batch before and after the step, and *fresh*,
+which nobody would pay for, that of a batch which the step has not seen; *ema* is one-pass smoothed.
 Shown is what each gains on the same with its logits at zero (*frozen*; *si* without c), as
 :mod:`famo_jax.experiments._gains` says. Along the trajectories of these controls all three changes
 are computed: so they show what the measures measure, whatever is done with it.
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famo_jax.experiments import _command, _comparison, _gains, _plots, _statistics, _tables
+from famo_jax.experiments import _command, _comparison, _gains, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments._study import Option, Study, Summary
@@ -59,32 +59,29 @@ def changes_of(problem: Problem) -> Any:
     return probe
 
 
-def cells_of(settings: Any) -> list[tuple[str, int]]:
+def cells_of(settings: Any) -> list[_gains.Cell]:
     """The problems at the batch sizes."""
-    return list(itertools.product(settings["problems"], settings["batch_size"]))
+    problems = {name: problem_of(name) for name in settings["problems"]}
+    grid = {"gamma": settings["gamma"]}
+    pairs = itertools.product(problems.items(), settings["batch_size"])
+    return [_gains.Cell(f"{name} {size}", own, size, grid) for (name, own), size in pairs]
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
     """Trains controls and forms, both with c and without."""
     from famo_jax.experiments import _train
 
-    problems = {name: problem_of(name) for name in options.problems}
-    seeds = _gains.Seeds(range(options.seeds))
-    cells = [
-        _gains.Cell(f"{name} {size}", problems[name], size, {"gamma": options.gamma})
-        for name, size in cells_of(vars(options))
-    ]
-    probe = lambda cell, name: None if METHODS[name].control else changes_of(cell.problem)
-    forms = [form + ending for ending in CONDITIONS.values() for form in FORMS]
+    seeds, cells = range(options.seeds), cells_of(vars(options))
+    keep = lambda probed: {"changes": np.asarray(probed, np.float64).sum(axis=2)}
+    forms = [form + c for c in CONDITIONS.values() for form in FORMS]
     plan = _gains.plan(
-        cells, forms, options.learning_rate, seeds, steps=options.steps, halved=True, probe=probe,
-        keep=lambda *_: lambda probed: {"changes": np.asarray(probed, np.float64).sum(axis=2)},
-    )  # fmt: skip
+        cells, forms, options.learning_rate, seeds, options.steps, probe=changes_of, keep=keep
+    )
     runs = _train.run(plan, session)
     for cell in cells:  # from where held-out losses fell
-        data = cell.problem.load_data(1, seeds.all, 1)
+        data = cell.problem.load_data(1, seeds, 1)
         over_seeds = jax.vmap(cell.problem.metrics, in_axes=(0, 0, None))
-        start = jax.jit(over_seeds)(*cell.problem.init(seeds.all), data.validation)
+        start = jax.jit(over_seeds)(*cell.problem.init(seeds), data.validation)
         for control in ("frozen", _gains.SI):
             own = runs.arrays[f"{cell.name} {control}"]
             own["validation_start"] = np.broadcast_to(start, own["validation"].shape)
@@ -94,90 +91,66 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
 # --- What is shown --------------------------------------------------------------------------------
 
 
-@np.errstate(invalid="ignore", divide="ignore")  # a loss at its bound is log 0, what follows NaN
 def summarize(runs: Runs) -> dict[str, Any]:
     """The gains in each cell, and what the measures add up to, with c and without."""
     found: dict[str, Any] = {condition: {} for condition in CONDITIONS}
-    for (condition, c), pair in itertools.product(
-        CONDITIONS.items(), cells_of(runs.facts["settings"])
-    ):
-        cell = f"{pair[0]} {pair[1]}"
+    cells = cells_of(runs.facts["settings"])
+    for (condition, c), cell in itertools.product(CONDITIONS.items(), cells):
+        scores = _gains.scores(runs, cell.name, [form + c for form in FORMS])
         control = _gains.control_of(f"famo{c}")
-        names = [control, *(form + c for form in FORMS)]
-        scores = _gains.scores(runs, cell, names, _gains.Seeds(range(0)))
-        own = runs.arrays[f"{cell} {control}"]
-        own = {name: values[scores.chosen[control]] for name, values in own.items()}
-        found[condition][cell] = {
-            "gains": {
-                form: scores.gain(form + c)
-                | {"gamma": scores.settings[form + c][scores.chosen[form + c]]["gamma"]}
-                for form in FORMS
-            },
-            "leads": {
-                f"{form} - {other}": scores.gain(form + c, other=other + c) for form, other in LEADS
-            },
-            "sums": sums(own["changes"].astype(np.float64), own),
+        own = runs.arrays[f"{cell.name} {control}"]
+        found[condition][cell.name] = {
+            "gains": {form: scores.gain(form + c) for form in FORMS},
+            "leads": [scores.gain(form + c, other=other + c) for form, other in LEADS],
+            "sums": sums({name: each[scores.chosen[control]] for name, each in own.items()}),
         }
     return found
 
 
-def sums(totals: Array, own: Any) -> dict[str, Any]:
-    """What each measure adds up to in a run, beside how much held-out log losses fell.
+@np.errstate(invalid="ignore", divide="ignore")  # a loss at its bound is log 0, what follows NaN
+def sums(own: dict[str, Array]) -> dict[str, Any]:
+    """What each measure adds up to in a run, mean over tasks, and how much held-out losses fell.
 
-    Args:
-      totals: ``[seeds, 3, K]``
-      own: ``validation`` and ``validation_start``, ``[seeds, 2K]``, metrics and then losses.
+    And on how many tasks a measure is above that, by its 95% interval. Of the arrays of a control,
+    ``changes [seeds, 3, K]`` and ``validation`` and ``validation_start [seeds, 2K]``, metrics and
+    then losses.
     """
-    k = totals.shape[-1]
-    fallen = np.log(own["validation_start"][..., k:]) - np.log(own["validation"][..., k:])
-    found: dict[str, Any] = {"held-out": {"mean": fallen.mean()}}
-    for measure, total in zip(MEASURES, np.moveaxis(totals, 1, 0), strict=True):
-        beyond = [_statistics.estimate(task)["low"] > 0 for task in (total - fallen).T]
-        found[measure] = {"mean": total.mean(), "tasks_beyond_held_out": sum(beyond)}
+    k = own["changes"].shape[-1]
+    fallen = np.log(own["validation_start"][:, k:]) - np.log(own["validation"][:, k:])
+    found: dict[str, Any] = {"held-out": fallen.mean()}
+    for measure, total in zip(MEASURES, np.moveaxis(own["changes"], 1, 0), strict=True):
+        above = [_statistics.estimate(task)["low"] > 0 for task in (total - fallen).T]
+        found[measure] = {"mean": total.mean(), "tasks_above": sum(above)}
     return found
 
 
 def tables(summary: Summary) -> list[Any]:
-    """With c and without: gains and leads with their intervals; sums of the measures."""
+    """With c and without: gains; leads with their intervals, and sums of the measures."""
+    short: Any = lambda form: form.removeprefix("famo-")
+    leads = [f"{short(form)}\n- {short(other)}" for form, other in LEADS]
+    gains_title = "Δm (%) over the control's, lower is better; below it gamma"
+    more_title = "Differences of Δm; fall of log losses, by measure (tasks above)"
     parts: list[Any] = []
-    short = lambda form: form.removeprefix("famo-")
     for condition, cells in summary.items():
-        leads = [f"{short(form)}\n- {short(other)}" for form, other in LEADS]
-        gains = _tables.new(
-            f"{condition}. Δm (%) over the control's: lower is better; below it gamma",
-            ["problem, batch"],
-            [*map(short, FORMS), *leads],
+        gains = _tables.new(f"{condition}: {gains_title}", ["batch"], map(short, FORMS), padding=1)
+        more = _tables.new(
+            f"{condition}: {more_title}", ["batch"], [*leads, "held\nout", *MEASURES]
         )
         for cell, own in cells.items():
-            gains.add_row(
-                cell,
-                *(
-                    f"{_tables.with_interval(each)}\n{each['gamma']:g}"
-                    for each in own["gains"].values()
-                ),
-                *map(_tables.with_interval, own["leads"].values()),
-            )
-        parts.append(gains)
-    headers = ["held-out", *MEASURES]
-    title = "Fall of the log losses in a run of the control, by each measure (on how many tasks\n"
-    table = _tables.new(
-        f"{title}it is more than on held-out data)", ["problem, batch", ""], headers
-    )
-    for condition, cells in summary.items():
-        for cell, own in cells.items():
-            told = (
-                f"{own['sums'][name]['mean']:.2f} ({own['sums'][name]['tasks_beyond_held_out']})"
-                for name in MEASURES
-            )
-            table.add_row(cell, condition, f"{own['sums']['held-out']['mean']:.2f}", *told)
-    return [*parts, table, "Means over seeds and tasks; ± and counts by 95% intervals."]
+            each = own["gains"].values()
+            gains.add_row(cell, *(f"{_tables.with_interval(e)}\n{e['gamma']:g}" for e in each))
+            fallen = [own["sums"][name] for name in MEASURES]
+            told = [f"{each['mean']:.2g} ({each['tasks_above']})" for each in fallen]
+            differences = map(_tables.with_interval, own["leads"])
+            more.add_row(cell, *differences, f"{own['sums']['held-out']:.2g}", *told)
+        parts += [gains, more]
+    return [*parts, "Means over seeds and tasks; ± and counts by 95% intervals."]
 
 
 def draw(summary: Summary) -> Any:
     """The gains over the batch size: a column for each problem, with c and without."""
     cells = [cell.split() for cell in summary["with c"]]
-    problems = list(dict.fromkeys(problem for problem, _ in cells))
-    sizes = list(dict.fromkeys(size for _, size in cells))
+    problems, sizes = (list(dict.fromkeys(each)) for each in zip(*cells, strict=True))
     series = {
         f"{problem}, {condition}": {
             (form + c).removeprefix("famo-"): (
@@ -189,11 +162,7 @@ def draw(summary: Summary) -> Any:
         for (condition, c), problem in itertools.product(CONDITIONS.items(), problems)
     }
     rows = [[f"{problem}, {condition}" for problem in problems] for condition in CONDITIONS]
-    with _plots.picture(height=4.8) as figure:
-        values = dict.fromkeys(series, sizes)
-        first, *_ = _gains.draw_panels(figure, rows, series, values, "batch size")
-        first.set_ylabel("Δm (%) over that of equal weights", loc="top")
-    return figure
+    return _gains.draw(rows, series, dict.fromkeys(series, sizes), "batch size")
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -208,7 +177,8 @@ STUDY = Study(
     seconds=401,
     full="--steps 800 --seeds 10 --batch-size 8 32 128 --problems regression digits attributes "
     "--learning-rate 1e-3 3e-3 1e-2 --gamma 0 1e-4 1e-3 1e-2 1e-1",
-    quick="--steps 40 --seeds 2 --batch-size 8 --problems regression --learning-rate 3e-3 --gamma 0 1e-2",
+    quick="--steps 40 --seeds 2 --batch-size 8 --problems regression --learning-rate 3e-3 "
+    "--gamma 0 1e-2",
     run=run,
     summarize=summarize,
     tables=tables,

@@ -1,21 +1,10 @@
 r"""The paper's toy problem, Figures 1 and 2: ``python -m famo_jax.experiments.toy``.
 
-Two losses of two parameters, of which the mean has a point where Adam gets stuck. With
-:math:`(u)_+ = \max(u, 0)`, :math:`c_1 = (\tanh \tfrac12 x_2)_+` and
-:math:`c_2 = (-\tanh \tfrac12 x_2)_+`
-
-.. math::
-    L_1 &= 0.1 (c_1 f_1 + c_2 q_1), \quad
-    f_1 = \log \max(|\tfrac12 (-x_1 - 7) - \tanh(-x_2)|, 5 \cdot 10^{-6}) + 6, \quad
-    q_1 = \tfrac1{10} ((x_1 - 7)^2 + \tfrac1{10} (x_2 + 8)^2) - 20 \\
-    L_2 &= c_1 f_2 + c_2 q_2, \quad
-    f_2 = \log \max(|\tfrac12 (-x_1 + 3) + \tanh(-x_2) + 2|, 5 \cdot 10^{-6}) + 6, \quad
-    q_2 = \tfrac1{10} ((x_1 + 7)^2 + \tfrac1{10} (x_2 + 8)^2) - 20
-
-These are those of the official code (github.com/Cranial-XIX/FAMO, ``experiments/toy``), and so are
-its settings: Adam at 1e-3, 50,000 steps, no decay of the logits, lower bounds -2.1 and -21. The
-paper's Appendix D prints :math:`- \tanh(-x_2)` in :math:`f_2`: ``--sign minus``, with which FAMO is
-not at the Pareto front from (9, 9) in time. So it is the code's sign that gives Figure 1.
+Two losses of two parameters, of which the mean has a point where Adam gets stuck: those of the
+official code (github.com/Cranial-XIX/FAMO, ``experiments/toy``), and so are the settings, Adam at
+1e-3, 50,000 steps, no decay of the logits, lower bounds -2.1 and -21. The paper's Appendix D prints
+:math:`- \tanh(-x_2)` in :math:`f_2`: ``--sign minus``, with which FAMO is not at the Pareto front
+from (9, 9) in time. So it is the code's sign that gives Figure 1.
 
 In the official code the logits step at the beginning of a step, by the change from the losses
 before: with the same losses at every step that is two-pass (``famo``) up to rounding. One-pass, as
@@ -93,7 +82,7 @@ def pareto_set(points: int) -> Array:
 
 
 def distance_to(front: Array, losses: Array) -> Array:
-    """How far losses ``[..., 2]`` are from the front ``[n, 2]``, if that spans 1 by 1, ``[...]``."""
+    """How far losses ``[..., 2]`` are from the front ``[n, 2]``, if that spans 1 by 1."""
     span = np.ptp(front, axis=0)
     flat = losses.reshape(-1, 1, 2)
     distances = [np.linalg.norm((each - front) / span, axis=-1).min() for each in flat]
@@ -211,7 +200,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
     for name in settings["methods"]:
         params = runs.arrays[name]["params"].astype(np.float64)
         ends = losses_of(runs.arrays[name]["test"][0], sign)
-        found = {"distance": distance_to(front, ends), "end_losses": ends, "params": params}
+        found: dict[str, Any] = {"distance": distance_to(front, ends), "end_losses": ends}
+        found["params"] = params
         found["losses"] = losses_of(params, sign)
         if official := runs.arrays.get(f"official {OFFICIAL.get(name)}"):
             theirs = official["params"][:, :points]

@@ -65,12 +65,26 @@ def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
     return Data(nothing, nothing[:0], nothing[:0])
 
 
+class Network(nnx.Module):
+    """Two hidden layers, and linear heads. The narrow second one is what the tasks fight for."""
+
+    def __init__(self, sizes: Sequence[int], rngs: nnx.Rngs) -> None:
+        inputs, wide, narrow, outputs = sizes
+        self.wide = nnx.Linear(inputs, wide, rngs=rngs)
+        self.narrow = nnx.Linear(wide, narrow, rngs=rngs)
+        self.heads = nnx.Linear(narrow, outputs, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """``[..., inputs]`` to ``[..., outputs]``."""
+        outputs: jax.Array = self.heads(nnx.relu(self.narrow(nnx.relu(self.wide(inputs)))))
+        return outputs
+
+
+Make = Callable[[nnx.Rngs], nnx.Module]
+
+
 def of_network(
-    network: Callable[[nnx.Rngs], nnx.Module],
-    tasks: tuple[Task, ...],
-    load_data: Callable[[int, Sequence[int], int], Data],
-    task_losses: Callable[[Any, Any], jax.Array],
-    task_metrics: Callable[[Any, Any], jax.Array],
+    network: Make, tasks: tuple[Task, ...], load_data: Any, task_losses: Any, task_metrics: Any
 ) -> Problem:
     """A problem of a network that has nothing but parameters and needs no key."""
     return Problem(
@@ -82,14 +96,14 @@ def of_network(
     )
 
 
-def init_params(network: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[int]) -> chex.ArrayTree:
+def init_params(network: Make, seeds: Sequence[int]) -> chex.ArrayTree:
     """The parameters of one network for each seed: a leading axis on every leaf."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     params: chex.ArrayTree = jax.vmap(lambda key: nnx.split(network(nnx.Rngs(key)))[1])(keys)
     return params
 
 
-def apply(network: Callable[[nnx.Rngs], Any], params: chex.ArrayTree, inputs: jax.Array) -> Any:
+def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array) -> Any:
     """The network with these parameters, as a pure function."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
     return nnx.merge(graphdef, params)(inputs)

@@ -5,11 +5,10 @@ ones to those of one picture in a hundred. The pictures are the two overlapping 
 under noise of ``digits``; the attributes say which digits they are, compare and add them, and tell
 how heavily they are written.
 
-The loss of an attribute is its mean cross-entropy. Accuracy says nothing about a rare attribute,
-which may be denied always and be right 99 times in 100. The metric is the balanced error instead,
-the mean of the share missed and the share of false alarms: 50% by chance, whatever the base rate.
-An attribute is told where its probability is above its base rate in training, which is the rule of
-least balanced error for a network whose probabilities are right.
+The loss of an attribute is its mean cross-entropy; the metric, as rare ones may be denied always
+and be right 99 times in 100, is the balanced error, the mean of the share missed and the share of
+false alarms: 50% by chance. An attribute is told where its probability is above its base rate in
+training, the rule of least balanced error for a network whose probabilities are right.
 
 The logarithm of a cross-entropy has no minimum on a batch that holds no picture with the attribute:
 it falls for ever as the network denies it. Methods that descend on log losses need batches that
@@ -27,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem, digits
 from famo_jax.experiments.problems._problem import Task
@@ -46,6 +44,10 @@ class Pair(NamedTuple):
     right_ink: Any
 
 
+def _is(side: str, label: int) -> Callable[[Pair], Any]:
+    return lambda pair: getattr(pair, side) == label
+
+
 def _among(*classes: int) -> Callable[[Any], Any]:
     """Whether a class is one of these."""
     return lambda label: functools.reduce(operator.or_, [label == each for each in classes])
@@ -55,8 +57,8 @@ _loop, _prime, _straight = _among(0, 6, 8, 9), _among(2, 3, 5, 7), _among(1, 4, 
 HEAVY, LIGHT = 350, 270  # grey levels
 
 ATTRIBUTES: dict[str, Callable[[Pair], Any]] = {
-    **{f"left is {label}": lambda pair, own=label: pair.left == own for label in range(10)},
-    **{f"right is {label}": lambda pair, own=label: pair.right == own for label in range(10)},
+    **{f"left is {label}": _is("left", label) for label in range(10)},
+    **{f"right is {label}": _is("right", label) for label in range(10)},
     "left is even": lambda pair: pair.left % 2 == 0,
     "right is even": lambda pair: pair.right % 2 == 0,
     "left is prime": lambda pair: _prime(pair.left),
@@ -123,27 +125,12 @@ def compose(key: jax.Array, sources: digits.Sources, size: int) -> Pictures:
 
 load_data = functools.partial(digits.load_data, draw=compose, key=2, held_out=HELD_OUT)
 
-# --- Tasks ----------------------------------------------------------------------------------------
-
-
-class Network(nnx.Module):
-    """140-64-32, and a linear head for each attribute."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(digits.HEIGHT * digits.WIDTH, 64, rngs=rngs)
-        self.narrow = nnx.Linear(64, 32, rngs=rngs)
-        self.heads = nnx.Linear(32, K, rngs=rngs)
-
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """``[..., 140]``, from 0 to 255, to the attributes' log odds, ``[..., K]``."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
-        log_odds: jax.Array = self.heads(hidden)
-        return log_odds
+network = functools.partial(_problem.Network, (digits.HEIGHT * digits.WIDTH, 64, 32, K))
 
 
 def apply(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     """The attributes' log odds, ``[..., K]``, as a pure function."""
-    log_odds: jax.Array = _problem.apply(Network, params, pictures.pixels)
+    log_odds: jax.Array = _problem.apply(network, params, pictures.pixels / 255)
     return log_odds
 
 
@@ -164,4 +151,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     return jnp.where(jnp.isnan(log_odds).any(axis=0), jnp.nan, errors)
 
 
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)

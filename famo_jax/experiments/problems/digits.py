@@ -1,11 +1,10 @@
 r"""Overlapping handwritten digits.
 
 A multi-task problem made as MultiMNIST was, from the 1,797 digits (8 x 8 pixels, 17 grey levels)
-that scikit-learn ships. Two digits overlap on a canvas of 10 x 14 pixels under fresh noise, and a
-small network tells what the left one is, what the right one is, how the left one looked before the
-right one and the noise covered it, and how much ink the right one has. Each task has the loss that
-comes naturally and the units that come with it, so the losses are five orders of magnitude apart
-at first, and none can be brought to zero: the noise sees to that.
+that scikit-learn ships. Two overlap on a canvas of 10 x 14 pixels under fresh noise, and a small
+network tells what the left one is, what the right one is, how the left one looked before the right
+one and the noise covered it, and how much ink the right one has: losses in units of their own, at
+first five orders of magnitude apart, none of which can be brought to zero.
 """
 
 import functools
@@ -19,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Data, Task
@@ -139,25 +137,14 @@ class Outputs(NamedTuple):
     ink: jax.Array  # [...], grey levels
 
 
-class Network(nnx.Module):
-    """140-96-64, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(HEIGHT * WIDTH, 96, rngs=rngs)
-        self.narrow = nnx.Linear(96, 64, rngs=rngs)
-        self.heads = nnx.Linear(64, 10 + 10 + DIGIT * DIGIT + 1, rngs=rngs)
-
-    def __call__(self, pixels: jax.Array) -> Outputs:
-        """``[..., 140]``, from 0 to 255."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
-        left, right, clean, ink = jnp.split(self.heads(hidden), [10, 20, 84], axis=-1)
-        return Outputs(left, right, clean, ink[..., 0])
+network = functools.partial(_problem.Network, (HEIGHT * WIDTH, 96, 64, 10 + 10 + DIGIT * DIGIT + 1))
 
 
 def apply(params: chex.ArrayTree, pictures: Pictures) -> Outputs:
     """The network with these parameters, as a pure function."""
-    outputs: Outputs = _problem.apply(Network, params, pictures.pixels)
-    return outputs
+    outputs = _problem.apply(network, params, pictures.pixels / 255)
+    left, right, clean, ink = jnp.split(outputs, [10, 20, 84], axis=-1)
+    return Outputs(left, right, clean, ink[..., 0])
 
 
 def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
@@ -186,4 +173,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     )
 
 
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)

@@ -1,12 +1,10 @@
 r"""Partial differential equations, solved by a network.
 
 A network u is trained to solve an equation: its *residual* in the domain, and its misfit at the
-*boundary* and at the *initial* time, are the tasks. The solutions are known in closed form: of
-Burgers' equation in one dimension and time a travelling front; of Helmholtz' on a square a product
-of sines, where the residual's gradients drown the boundary's (Wang, Teng, Perdikaris 2021). In
-theirs the solution is 0 on the boundary, so that u = 0 has no boundary loss at all. The same
-solution, shifted, has a boundary loss that only the solution brings to 0. Each step sees all
-points, which are fixed, so the losses carry no noise of sampling.
+*boundary* and at the *initial* time, are the tasks. The solutions are known: of Burgers' equation a
+travelling front; of Helmholtz' on a square a product of sines, where the residual's gradients drown
+the boundary's, with 0 on the boundary, so that u = 0 has no boundary loss at all, or shifted. Each
+step sees all points, which are fixed, so the losses carry no noise of sampling.
 """
 
 import functools
@@ -148,7 +146,7 @@ def relative_error(equation: Equation, field: Field) -> jax.Array:
 
 
 class Network(nnx.Module):
-    """2-32-32-1 with tanh, on coordinates between -1 and 1: ``[N, 2]`` to ``[N]``."""
+    """2-32-32-1 with tanh."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.glorot_normal()
@@ -156,14 +154,14 @@ class Network(nnx.Module):
         self.first, self.second, self.last = linear(2, 32), linear(32, 32), linear(32, 1)
 
     def __call__(self, points: jax.Array) -> jax.Array:
+        """Coordinates between -1 and 1, ``[N, 2]``, to ``[N]``."""
         return self.last(jnp.tanh(self.second(jnp.tanh(self.first(points)))))[:, 0]
 
 
 def field_of(equation: Equation, params: chex.ArrayTree) -> Field:
     """The network with these parameters, on the problem's own coordinates."""
     low, high = np.array(equation.low), np.array(equation.high)
-    place = lambda points: (2 * points - low - high) / (high - low)
-    return lambda points: _problem.apply(Network, params, place(points))
+    return lambda points: _problem.apply(Network, params, (2 * points - low - high) / (high - low))
 
 
 def term_loss(equation: Equation, term: str, params: chex.ArrayTree) -> jax.Array:

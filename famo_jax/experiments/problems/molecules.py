@@ -3,15 +3,11 @@ r"""Eleven properties of small molecules.
 A regression in the shape of QM9's, without a download. Molecules of at most nine heavy atoms (C, N,
 O, F), as QM9's are, come from scaffolds with two places for substituents, all combinations of them,
 each molecule once by its canonical SMILES. RDKit computes eleven properties in the units that are
-usual for them. Their standard deviations range from 0.04 to over 100.
+usual for them, of standard deviations from 0.04 to over 100. No property is scaled.
 
 The input is the Morgan fingerprint of radius 1 (Rogers and Hahn 2010): how often each neighbourhood
 of an atom occurs, folded onto 64 counts. Many neighbourhoods share a count, and how the
 neighbourhoods are joined is not told: what that leaves open is the noise of a task, none is added.
-It is small for what sums over atoms, as the mass does, and large for the shape of the molecule.
-
-Molecules are split, so that none of the test was seen in training. Outputs are deviations from the
-mean over the training molecules; no property is scaled.
 """
 
 import functools
@@ -24,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Data, Task
@@ -34,14 +29,13 @@ Array = npt.NDArray[Any]
 # --- Molecules ------------------------------------------------------------------------------------
 
 # SMILES, {} where a substituent goes: chains, carbonyls, rings, and aromatic rings.
-SCAFFOLDS = (
+_SCAFFOLDS = (
     "C({})({}) C({})C{} C({})CC{} C({})=C{} O(C{})C{} N({})C{} C(=O)({}){} C1({})CC1{} "
     "C1({})CCC1{} C1({})CCCC1{} C1({})OC1{} C1({})CCOC1{} C1({})CN1{} c1c({})cccc1{} "
     "c1c({})ccc({})c1 c1c({})nccc1{} c1c({})oc({})c1 c1({})nc({})[nH]c1"
-).split()
-SUBSTITUENTS = (
-    "[H] F O N C C#N C=O CC CO CN CF OC NC C=C C#C C(F)F C(=O)O C(N)=O C(C)=O C(C)C"
-).split()
+)
+_SUBSTITUENTS = "[H] F O N C C#N C=O CC CO CN CF OC NC C=C C#C C(F)F C(=O)O C(N)=O C(C)=O C(C)C"
+SCAFFOLDS, SUBSTITUENTS = _SCAFFOLDS.split(), _SUBSTITUENTS.split()
 MOST_ATOMS = 9  # without hydrogen
 COUNTS = 64
 SHARES = (0.6, 0.2)  # of the molecules, to train on and to choose by; the rest is the test
@@ -114,14 +108,12 @@ def load_splits() -> Splits:
     """Computes the molecules' inputs and properties, and splits them at random."""
     from rdkit import Chem
 
-    molecules = [Chem.MolFromSmiles(text) for text in load_smiles()]
-    every = Molecules(
-        np.stack([counts_of(molecule) for molecule in molecules]),
-        np.array([properties_of(molecule) for molecule in molecules], np.float32),
-    )
+    molecules = list(map(Chem.MolFromSmiles, load_smiles()))
+    counts = np.stack(list(map(counts_of, molecules)))
+    properties = np.array(list(map(properties_of, molecules)), np.float32)
     order = np.random.default_rng(0).permutation(len(molecules))
     ends = (np.cumsum(SHARES) * len(order)).astype(int)
-    return Splits(*(Molecules(*(leaf[rows] for leaf in every)) for rows in np.split(order, ends)))
+    return Splits(*(Molecules(counts[own], properties[own]) for own in np.split(order, ends)))
 
 
 def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
@@ -153,24 +145,12 @@ TASKS = tuple(
 K = len(TASKS)
 
 
-class Network(nnx.Module):
-    """64-64-32, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(COUNTS, 64, rngs=rngs)
-        self.narrow = nnx.Linear(64, 32, rngs=rngs)
-        self.heads = nnx.Linear(32, K, rngs=rngs)
-
-    def __call__(self, counts: jax.Array) -> jax.Array:
-        """``[..., 64]`` counts to ``[..., K]`` deviations from the mean."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(counts.astype(float)))))
-        outputs: jax.Array = self.heads(hidden)
-        return outputs
+network = functools.partial(_problem.Network, (COUNTS, 64, 32, K))
 
 
 def predict(params: chex.ArrayTree, counts: jax.Array) -> jax.Array:
-    """The K properties, ``[..., K]``."""
-    deviations: jax.Array = _problem.apply(Network, params, counts)
+    """The K properties, ``[..., K]``: deviations from the mean over the training molecules."""
+    deviations: jax.Array = _problem.apply(network, params, counts.astype(float))
     return jnp.asarray(load_splits().train.properties.mean(axis=0)) + deviations
 
 
@@ -186,4 +166,4 @@ def task_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
     return jnp.mean(jnp.abs(errors), axis=0)
 
 
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)
