@@ -143,9 +143,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
         errors, control = _statistics.finite(own["test"][0, :, 0]), METHODS[name].control
         found: dict[str, Any] = {
             "setting": setting,
-            "error": _statistics.geometric(errors),
-            "error_by_seed": errors,
-            "losses_at_end": np.median(own["test"][0, :, 1:], axis=0),
+            "error": _statistics.geometric(100 * errors),
+            "error_by_seed": 100 * errors,
             "edges": _statistics.edges([setting], options),
         }
         if control in options["methods"]:
@@ -165,33 +164,26 @@ def tables(summary: Summary) -> list[Any]:
     """A row for each method on each problem, and what the tables leave out."""
     parts: list[Any] = []
     for problem, methods in summary.items():
-        equation = equations.EQUATIONS[problem]
-        losses = [f"{term[:5]}.\nloss" for term in equations.terms_of(equation)]
-        headers = ["error\n(%)", "95%\nfactor", *losses, "logit\nrange", "rate"]
-        more = ["gamma,\nweight", "error /\ncontrol's"]
-        table = _tables.new(equation.title, ["method"], [*headers, *more])
+        headers = ["error (%)", "rate", "gamma,\nweight", "logit\nrange", "error over\ncontrol's"]
+        table = _tables.new(equations.EQUATIONS[problem].title, ["method"], headers, padding=1)
         for name, own in methods.items():
-            setting, error = own["setting"], own["error"]
             table.add_row(
                 name,
-                f"{100 * error['mean']:.2g}",
-                f"{error['high'] / error['mean']:.3g}",  # about a geometric mean it is symmetric so
-                *(f"{loss:.0e}" for loss in own["losses_at_end"]),
+                _tables.ratio(own["error"]),
+                f"{own['setting']['learning_rate']:g}",
+                " ".join(f"{own['setting'][each]:g}" for each in METHODS[name].takes),
                 f"{own['logit_range_at_end']:.2f}" if "logit_range_at_end" in own else "",
-                f"{setting['learning_rate']:g}",
-                " ".join(f"{setting[each]:g}" for each in METHODS[name].takes),
                 _tables.ratio(own["over_control"]) if "over_control" in own else "",
             )
         parts.append(table)
-        told = (
-            f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"]
-        )
-        parts.append(f"At the end of their lists: {'; '.join(told) or 'none'}.\n")
     parts.append(
         "Error: relative L2, geometric mean over seeds, and the factor by which its 95% interval "
         "extends either way; settings chosen on other seeds. The control of a form of FAMO: si "
-        "without c, else frozen; ratios are paired by seed. Losses at the end: medians."
+        "without c, else frozen; ratios are paired by seed."
     )
+    for problem, methods in summary.items():
+        told = (f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"])
+        parts.append(f"{problem}, at the end of their lists: {'; '.join(told) or 'none'}.")
     return parts
 
 
@@ -203,11 +195,7 @@ def draw(summary: Summary) -> Any:
         for axes, (problem, own) in zip(panels, summary.items(), strict=True):
             axes.set_xscale("log")
             rows = {
-                name: (
-                    {key: 100 * value for key, value in each["error"].items()},
-                    METHODS[name].colour,
-                    [100 * error for error in each["error_by_seed"]],
-                )
+                name: (each["error"], METHODS[name].colour, each["error_by_seed"])
                 for name, each in own.items()
             }
             _plots.estimates(axes, rows, "error of u (%): mean, 95%, each seed")

@@ -171,6 +171,8 @@ def load_reference(path: Path) -> dict[str, Array]:
     """The official code's trajectories, ``[5, points, 2]``, by its names of the methods."""
     with np.load(path) as arrays:
         keys = [key for key in arrays if key.endswith("/trajectory")]
+        if not keys:
+            raise ValueError(f"{path}, which holds none")
         return {key.split("/")[0]: arrays[key].astype(np.float64) for key in keys}
 
 
@@ -272,8 +274,13 @@ def _difference(starts: Array, steps: Sequence[float]) -> str:
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses a reference that does not belong to the run."""
     options.methods = [name for name in METHODS if name in options.methods]
-    if options.reference and (options.starts, options.sign) != ("official", "plus"):
-        parser.error("argument --reference: expected the official starts and sign, which it has")
+    if options.reference:
+        if (options.starts, options.sign) != ("official", "plus"):
+            parser.error("argument --reference: expected the official starts and sign, as it has")
+        try:
+            load_reference(Path(options.reference))
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --reference: expected trajectories, got {error}")
 
 
 STUDY = Study(
