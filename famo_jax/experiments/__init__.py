@@ -17,7 +17,9 @@ them, and tables and pictures are made from these two files alone, at the end of
 import importlib.util
 
 # What the command line itself needs. A study says what it needs besides, when it needs it.
-_MISSING = [name for name in ("flax", "orbax", "rich") if importlib.util.find_spec(name) is None]
+_MISSING = [
+    name for name in ("flax", "matplotlib", "rich") if importlib.util.find_spec(name) is None
+]
 if _MISSING:
     raise ImportError(
         f'{", ".join(_MISSING)} not found: pip install "famo_jax[experiments]" brings what the '

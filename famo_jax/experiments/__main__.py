@@ -1,14 +1,12 @@
 """``python -m famo_jax.experiments``: the studies, a line each."""
 
+import argparse
 import importlib
 import pkgutil
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from pathlib import Path
 
 from famo_jax import experiments
-from famo_jax.experiments import _command
+from famo_jax.experiments import _command, _tables
 from famo_jax.experiments._study import Study
 
 
@@ -24,13 +22,23 @@ def studies() -> dict[str, Study]:
 
 @_command.ends_in_words
 def main() -> None:
-    """Lists the studies."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for header in ("python -m famo_jax.experiments.", "what it shows", "on two cores"):
-        table.add_column(header)
+    """Lists the studies, or writes the tables of kept runs into the documentation."""
+    parser = argparse.ArgumentParser(prog="python -m famo_jax.experiments")
+    parser.add_argument(
+        "--write", nargs="+", type=Path, default=[], metavar="FILE",
+        help="write the tables of the runs in docs/runs into these pages",
+    )  # fmt: skip
+    pages = parser.parse_args().write
+    for page in pages:
+        page.write_text(_tables.refreshed(page.read_text("utf-8"), Path("docs/runs")), "utf-8")
+    if pages:
+        return
     for name, study in studies().items():
-        table.add_row(name, study.title, f"{study.seconds} s")
-    Console().print(table, "--help tells a study's options; --quick takes under a minute.")
+        print(f"{name:12}{study.seconds:4} s  {study.title}")
+    print(
+        "\npython -m famo_jax.experiments.NAME runs one, in so many seconds on two cores; --help "
+        "tells\nits options, and --quick takes under a minute."
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -127,11 +127,8 @@ def methods_option(names: Sequence[str], more: str = "") -> Option:
     return Option(one_of(names), f"what to compare{more}", several=True, metavar="NAME")
 
 
-# --- Parsing --------------------------------------------------------------------------------------
-
-
 def parser_of(study: Study) -> argparse.ArgumentParser:
-    """The options of a study's command line."""
+    """The options of a study: its own, and the shared ones that it has values for."""
     parser = argparse.ArgumentParser(
         prog=f"python -m famo_jax.experiments.{study.name}",
         description=f"{study.title}.",
@@ -139,77 +136,43 @@ def parser_of(study: Study) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, default in study.full.items():
+    given = (words.strip().partition(" ") for words in study.full.split("--")[1:])
+    defaults = {name.replace("-", "_"): f" ({value})" for name, _, value in given}
+    for name in defaults | dict.fromkeys(study.options):
         option = {**OPTIONS, **study.options}[name]
         parser.add_argument(
-            _flag(name),
+            "--" + name.replace("_", "-"),
             type=option.kind,
             nargs="+" if option.several else None,
             metavar=option.metavar,
-            help=(option.what + ("" if default is None else f" ({_shown(default)})")).replace(
-                "%", "%%"
-            ),
+            help=(option.what + defaults.get(name, "")).replace("%", "%%"),
         )
-    less = ", ".join(
-        f"{name.replace('_', ' ')} {_shown(value)}" for name, value in study.quick.items()
-    )
-    parser.add_argument("--quick", action="store_true", help=f"where not given: {less}")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        default=Path("results", study.name),
-        help="for what is written (%(default)s)",
-    )
-    parser.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="make tables and pictures of earlier runs, without training: parts of one are "
-        "joined, others shown one after the other",
-    )
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+    parser.add_argument("--quick", action="store_true", help=f"with {study.quick}, where not given")
+    parser.add_argument("--out", help=f"for what is written (results/{study.name})", **folder)
+    again = "make tables and pictures of earlier runs, without training: parts of one are joined, "
+    again += "others shown one after the other"
+    parser.add_argument("--from", dest="source", nargs="+", help=again, **folder)
     if study.saves:
-        parser.add_argument(
-            "--checkpoint-dir",
-            type=Path,
-            metavar="FOLDER",
-            help="save the training here every now and then, to go on after a stop",
-        )
-        parser.add_argument(
-            "--resume", action="store_true", help="go on from what --checkpoint-dir holds"
-        )
+        save = "save the training here every now and then, to go on after a stop"
+        parser.add_argument("--checkpoint-dir", help=save, **folder)
+        resume = "go on from what --checkpoint-dir holds"
+        parser.add_argument("--resume", action="store_true", help=resume)
     return parser
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def parse(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked and complete. Exits with status 2 where one is bad."""
     parser = parser_of(study)
-    options = parser.parse_args(arguments)
-    defaults = {**study.full, **(study.quick if options.quick else {})}
-    for name, default in defaults.items():
-        value = getattr(options, name)
-        if value is None:
-            setattr(options, name, default)
-        elif (
-            isinstance(value, list)
-            and {**OPTIONS, **study.options}[name].distinct
-            and (repeated := [each for index, each in enumerate(value) if each in value[:index]])
-        ):
-            parser.error(
-                f"argument {_flag(name)}: expected each value once, got {repeated[0]} twice"
-            )
+    given = sys.argv[1:] if arguments is None else arguments
+    defaults = study.full + (f" {study.quick}" if "--quick" in given else "")
+    options = parser.parse_args([*defaults.split(), "--out", f"results/{study.name}", *given])
+    for name in {**OPTIONS, **study.options}:
+        value = getattr(options, name, None)
+        if isinstance(value, list) and len(set(value)) < len(value):
+            twice = next(each for index, each in enumerate(value) if each in value[:index])
+            flag = name.replace("_", "-")
+            parser.error(f"argument --{flag}: expected each value once, got {twice} twice")
     study.check(parser, options)
     files = _files.RUNS, _files.STUDY, f"{study.name}.json", *study.pictures
     output_folder(parser, "--out", options.out, *files)
@@ -217,14 +180,7 @@ def parse(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def output_folder(parser: argparse.ArgumentParser, option: str, path: Path, *files: str) -> None:
-    """Creates the folder where it does not exist, and refuses one that cannot be written to.
-
-    Args:
-      parser: For the errors.
-      option: Which names the folder.
-      path: The folder.
-      files: Names of what will be written there.
-    """
+    """Creates the folder that an option names, or refuses it and what stands in its files' way."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -247,9 +203,9 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     console = Console()
     if options.source:
         groups = _files.read(parser_of(study), study.name, options.source)
-        for index, runs in enumerate(groups):
+        for index, (folders, runs) in enumerate(groups.items()):
             if len(groups) > 1:
-                console.rule(f"{options.source[index]}: {runs.facts['environment']}"[:76])
+                console.rule(folders)
             show(study, runs, options.out / f"{index + 1}" if index else options.out, console)
         return
     runs = _run(study, options, console)
@@ -265,18 +221,18 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 def _run(study: Study, options: argparse.Namespace, console: Console) -> _files.Runs:
     from famo_jax.experiments import _checkpoint, _train  # Orbax and Flax, which only a run needs
 
-    start = time.perf_counter()
     apart = ("source", "checkpoint_dir", "resume", "out")
     settings = {name: value for name, value in vars(options).items() if name not in apart}
     facts = {"study": study.name, "settings": settings, "environment": _files.environment()}
     folder = getattr(options, "checkpoint_dir", None)
     resume = getattr(options, "resume", False)
     saved = _checkpoint.open_folder(parser_of(study), folder, resume, facts)
-    columns = SpinnerColumn(), TextColumn("{task.description:24}{task.fields[status]:30}")
+    before = max((float(each.seconds) for each in saved.values()), default=0.0)
+    columns = SpinnerColumn(), TextColumn("{task.description:32}{task.fields[status]:24}")
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        session = _train.Session(progress, folder, saved)
+        session = _train.Session(progress, time.perf_counter() - before, folder, saved)
         runs = study.run(options, session)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - session.begun
     return runs._replace(facts=_files.plain(facts | runs.facts | {"seconds": seconds}))
 
 
@@ -287,22 +243,16 @@ def show_tables(study: Study, summary: Any, console: Console) -> None:
 
 
 def show(study: Study, runs: _files.Runs, out: Path, console: Console | None) -> None:
-    """Prints the tables, where there is a console, and writes pictures and ``NAME.json``."""
+    """Prints the tables, where there is a console, and writes pictures and ``NAME.json``.
+
+    The latter holds what the tables need, and no curves: little enough to be kept.
+    """
     summary = _files.plain(study.summarize(runs))
     if console:
         show_tables(study, summary, console)
     out.mkdir(parents=True, exist_ok=True)
     about = {key: runs.facts[key] for key in ("settings", "environment", "seconds")}
-    _files.write_json(out / f"{study.name}.json", about | {"summary": summary})
+    kept = _files.without(summary, study.curves)
+    _files.write_json(out / f"{study.name}.json", about | {"summary": kept})
     for name, draw in study.pictures.items():
         draw(summary).savefig(out / name)
-
-
-def table_text(parts: Iterator[Any] | Sequence[Any]) -> str:
-    """What is printed, as the documentation shows it."""
-    console = Console(file=io.StringIO(), width=80, color_system=None)
-    for part in parts:
-        console.print(part, highlight=False)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

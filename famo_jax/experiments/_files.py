@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,23 +48,22 @@ def environment() -> dict[str, Any]:
 
 def write(folder: Path, runs: Runs) -> None:
     """Writes both files."""
-    flat = {
-        f"{arm}/{field}": array
-        for arm, fields in runs.arrays.items()
-        for field, array in fields.items()
-    }
+    pairs = ((arm, own) for arm, fields in runs.arrays.items() for own in fields.items())
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **flat)
+    np.savez_compressed(
+        buffer, allow_pickle=False, **{f"{arm}/{field}": array for arm, (field, array) in pairs}
+    )
     write_bytes(folder / RUNS, buffer.getvalue())
     write_json(folder / STUDY, runs.facts)
 
 
-def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) -> list[Runs]:
+def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) -> dict[str, Runs]:
     """The runs in the folders: those that are parts of one are joined, the others stay apart.
 
-    Ends with a usage error where a folder holds none of this study.
+    Ends with a usage error where a folder holds none of this study. Each run is named by its
+    folders.
     """
-    groups: list[Runs] = []
+    groups: dict[str, Runs] = {}
     for folder in folders:
         try:
             facts = json.loads((folder / STUDY).read_text(encoding="utf-8"))
@@ -81,15 +80,12 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
         if facts.get("study") != name:
             parser.error(f"argument --from: expected a run of {name}, got one of {facts['study']}")
         runs = Runs(facts, arrays)
-        for index, group in enumerate(groups):
-            if _whole(group) == _whole(runs):
-                try:
-                    groups[index] = join(group, runs)
-                except ValueError as error:
-                    parser.error(f"argument --from: expected parts that fit together, {error}")
-                break
-        else:
-            groups.append(runs)
+        parts = [name for name, group in groups.items() if _whole(group) == _whole(runs)]
+        try:
+            joined = join(groups.pop(parts[0]), runs) if parts else runs
+        except ValueError as error:
+            parser.error(f"argument --from: expected parts that fit together, {error}")
+        groups[" + ".join([*parts, str(folder)])] = joined
     return groups
 
 
@@ -139,6 +135,15 @@ def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON: arrays as lists, and null for what is not finite."""
     text = json.dumps(plain(content, None), indent=1, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
+
+
+def without(content: Any, keys: Collection[str]) -> Any:
+    """All but these entries of mappings, however deep."""
+    if isinstance(content, list):
+        return [without(value, keys) for value in content]
+    if not isinstance(content, Mapping):
+        return content
+    return {key: without(value, keys) for key, value in content.items() if key not in keys}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

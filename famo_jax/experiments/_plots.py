@@ -2,55 +2,46 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib import colormaps, rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-Array = npt.NDArray[Any]
+from famo_jax.experiments._files import Array
+
+if TYPE_CHECKING:  # which takes a second that `--help` does not have
+    from matplotlib.figure import Figure
+
 Estimate = Mapping[str, float]  # mean, low and high
 
 PALE = "#d8d8d8"
 LINES = ("-", "--", ":", "-.")  # of tasks, whose colours would be those of methods
-
-
-def style() -> contextlib.AbstractContextManager[None]:
-    """Of all pictures."""
-    return rc_context(
-        {
-            "font.size": 8,
-            "axes.titlesize": 9,
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.linewidth": 1.4,
-            "legend.frameon": False,
-        }
-    )
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+}
 
 
 @contextlib.contextmanager
-def picture(height: float) -> Iterator[Figure]:
+def picture(height: float) -> "Iterator[Figure]":
     """A figure to draw on, in the style of all, so many inches high."""
-    with style():
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
         figure = Figure(figsize=(8.5, height), dpi=200, layout="constrained")
         yield figure
         figure.draw_without_rendering()  # in this style, and with all labels in place
 
 
 def estimates(
-    axes: Axes, rows: Mapping[str, tuple[Estimate, str, Sequence[float]]], xlabel: str
+    axes: Any, rows: Mapping[str, tuple[Estimate, str, Sequence[float]]], xlabel: str
 ) -> None:
-    """A row for each name: the mean, its 95% interval, and each seed.
-
-    Args:
-      axes: Where.
-      rows: By name the estimate, the colour, and the values by seed.
-      xlabel: What they are.
-    """
+    """A row for each name, from its estimate, colour and seeds: mean, 95% interval, each seed."""
     for place, (estimate, colour, seeds) in enumerate(rows.values()):
         axes.plot(seeds, np.full(len(seeds), place), ".", color=PALE, markersize=3, zorder=1)
         axes.plot(estimate["mean"], place, "o", color=colour, markersize=5, zorder=3)
@@ -66,110 +57,70 @@ def estimates(
 
 
 def lines(
-    axes: Axes,
+    axes: Any,
     x: Array,
     curves: Mapping[str, tuple[Array, str]],
     styles: Sequence[Any] = ("-",),
     labelled: bool = True,
 ) -> None:
-    """A line for each name, labelled at its end.
-
-    Args:
-      axes: Where.
-      x: ``[n]``
-      curves: By name the values ``[n]`` and the colour.
-      styles: Taken in turns.
-      labelled: Whether to write the names.
-    """
+    """A line for each name, from its values and colour, with the styles in turns."""
     for index, (name, (values, colour)) in enumerate(curves.items()):
         axes.plot(x, values, styles[index % len(styles)], color=colour, label=name)
     if labelled:
-        label_ends(axes, {name: (x[-1], y[-1], colour) for name, (y, colour) in curves.items()})
+        label_ends(axes, {name: (y[-1], colour) for name, (y, colour) in curves.items()})
 
 
-def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]]) -> None:
     """Writes names beside the ends of their lines, spread where they would hide each other."""
-    shown = {name: end for name, end in ends.items() if np.isfinite(end[1])}
+    shown = {name: end for name, end in ends.items() if np.isfinite(end[0])}
     if not shown:
         return
     axes.set_ylim(axes.get_ylim())  # the names stay where they are
-    scale: Any = np.log if axes.get_yscale() == "log" else np.asarray
-    low, high = map(scale, axes.get_ylim())
-    places = {name: float((scale(y) - low) / (high - low)) for name, (_, y, _) in shown.items()}
-    root = axes.get_figure(root=True)
-    assert root
-    gap = 0.13 / max(axes.bbox.height / root.dpi, 0.5)
+    scale = axes.transScale.transform
+    low, high = (scale((1, end))[1] for end in axes.get_ylim())
+    places = {
+        name: float((scale((1, y))[1] - low) / (high - low)) for name, (y, _) in shown.items()
+    }
+    gap = 0.13 / max(axes.bbox.height / axes.get_figure(root=True).dpi, 0.5)
     order = sorted(places, key=places.__getitem__)
     spread = np.array([places[name] for name in order])
     for _ in range(200):  # neighbours push each other apart
-        apart = np.diff(spread)
-        push = np.maximum(gap - apart, 0) / 2
-        if not push.any():
-            break
+        push = np.maximum(gap - np.diff(spread), 0) / 2
         spread[:-1] -= push
         spread[1:] += push
     for name, place in zip(order, spread, strict=True):
         axes.annotate(
-            name,
-            (1.0, float(place)),
-            xycoords="axes fraction",
-            xytext=(3, 0),
-            textcoords="offset points",
-            color=shown[name][2],
-            va="center",
-            annotation_clip=False,
-        )
+            name, (1.0, float(place)), xycoords="axes fraction", xytext=(3, 0),
+            textcoords="offset points", color=shown[name][1], va="center", annotation_clip=False,
+        )  # fmt: skip
 
 
 def over_values(
-    axes: Axes,
+    axes: Any,
     values: Sequence[Any],
     series: Mapping[str, tuple[Sequence[Estimate], str]],
     xlabel: str,
     labelled: bool = True,
+    line: str = "-",
 ) -> None:
-    """Estimates with their 95% intervals over a list of values, which are equally far apart.
+    """For each name, from estimates and colour: their 95% intervals over values in a list.
 
-    Args:
-      axes: Where.
-      values: Of the horizontal axis.
-      series: By name an estimate for each value, and the colour.
-      xlabel: What the values are.
-      labelled: Whether to write the names.
+    The values are equally far apart. ``line`` is "none" where nothing lies between two of them.
     """
-    curves = {}
+    ends = {}
     for place, (name, (own, colour)) in enumerate(series.items()):
         means = np.array([each["mean"] for each in own])
-        ends = np.array([[each["low"], each["high"]] for each in own]).T
-        bars = np.abs(ends - means) if np.isfinite(ends).all() else None
+        bars = np.abs(np.array([[each["low"], each["high"]] for each in own]).T - means)
         # Side by side, so that intervals do not hide each other.
         x = np.arange(len(values)) + 0.07 * (place - (len(series) - 1) / 2)
-        axes.errorbar(x, means, bars, color=colour, marker="o", markersize=3, linewidth=1.2)
-        curves[name] = (x[-1], float(means[-1]), colour)
-    axes.set_xticks(range(len(values)), [_shown(value) for value in values])
+        axes.errorbar(x, means, np.where(np.isfinite(bars), bars, 0), color=colour, fmt="o",
+                      ls=line, markersize=3, linewidth=1.2, label=name)  # fmt: skip
+        ends[name] = float(means[-1]), colour
+    shown = [f"{value:g}" if isinstance(value, int | float) else str(value) for value in values]
+    axes.set_xticks(range(len(values)), shown)
     axes.set_xlabel(xlabel)
     if labelled:
-        label_ends(axes, curves)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def band(axes: Axes, estimate: Estimate, colour: str, label: str) -> None:
-    """A control beside curves: its mean and 95% interval, labelled."""
-    axes.axhline(estimate["mean"], color=colour, linestyle="--", linewidth=1)
-    if np.isfinite([estimate["low"], estimate["high"]]).all():
-        axes.axhspan(estimate["low"], estimate["high"], color=colour, alpha=0.12, linewidth=0)
-    axes.annotate(
-        label, (0, estimate["mean"]), xycoords=("axes fraction", "data"), xytext=(2, 2),
-        textcoords="offset points", color=colour,
-    )  # fmt: skip
-
-
-def task_colours(count: int) -> list[Any]:
-    """From the first task to the last: grey to black for few, else along a colour map."""
-    return list(colormaps["viridis"](np.linspace(0, 0.9, count)))
+        label_ends(axes, ends)
 
 
 def plain_numbers(axis: Any) -> None:

@@ -1,5 +1,6 @@
 """Means, errors, choices: NumPy and SciPy alone, so that a report needs no device."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,16 +44,16 @@ def choose(scores: npt.ArrayLike) -> int:
     return int(np.argmin(np.where(np.isfinite(array), array, np.inf)))
 
 
-def edges(setting: Mapping[str, float], grid: Mapping[str, Sequence[float]]) -> list[str]:
-    """What was chosen at an end of its list: a better value may lie beyond.
-
-    Below a gamma of 0 there is none.
-    """
-    return [
-        f"{name.replace('_', ' ')} {setting[name]:g}"
-        for name, values in grid.items()
-        if setting.get(name) and len(values) > 1 and setting[name] in (min(values), max(values))
-    ]
+def edges(
+    settings: Sequence[Mapping[str, float]], grid: Mapping[str, Sequence[float]]
+) -> list[str]:
+    """What was chosen at an end of its list: a better value may lie beyond, but for 0."""
+    found = {
+        f"{name.replace('_', ' ')} {value:g}": None
+        for name, value in itertools.chain(*(setting.items() for setting in settings))
+        if value and len(grid.get(name, ())) > 1 and value in (min(grid[name]), max(grid[name]))
+    }
+    return list(found)
 
 
 def changes(values: npt.ArrayLike, baseline: npt.ArrayLike, higher_is_better: Any = False) -> Array:

@@ -21,7 +21,6 @@ class Option(NamedTuple):
     what: str
     several: bool = False
     metavar: str = "N"
-    distinct: bool = True  # whether a value may be given once only
 
 
 class Study(NamedTuple):
@@ -30,13 +29,14 @@ class Study(NamedTuple):
     name: str
     title: str
     seconds: int  # that it takes on two cores
-    full: Mapping[str, Any]  # the options where none are given
-    quick: Mapping[str, Any]  # with --quick
+    full: str  # the options where none are given, as one would give them
+    quick: str  # with --quick
     run: "Callable[[argparse.Namespace, Session], Runs]"
     summarize: "Callable[[Runs], Summary]"
     tables: "Callable[[Summary], Sequence[Table | str]]"
     pictures: "Mapping[str, Callable[[Summary], Figure]]"  # by the names of their files
     options: Mapping[str, Option] = {}  # besides those that all studies share
+    curves: frozenset[str] = frozenset()  # keys of the summary that no table needs
     epilog: str = ""
     saves: bool = True  # whether a run can be saved and resumed
     # Ends with a usage error where options do not go together.

@@ -1,11 +1,18 @@
 """Tables of at most 80 columns, and how numbers stand in them."""
 
+import importlib
+import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
+
+from famo_jax.experiments import _files
 
 
 def new(title: str | None, names: Sequence[str], headers: Iterable[str], padding: int = 0) -> Table:
@@ -40,16 +47,33 @@ def with_interval(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
     return f"{mean:{sign}z.{decimals}f}±{half:.{decimals}f}"
 
 
-def between(estimate: Mapping[str, float], form: str = "z.1f") -> str:
-    """The ends of the interval."""
-    return f"{estimate['low']:{form}} to {estimate['high']:{form}}"
-
-
 def ratio(estimate: Mapping[str, float]) -> str:
-    """A geometric mean and its interval."""
-    return f"{estimate['mean']:.2g} ({between(estimate, '.2g')})"
+    """A geometric mean, and the factor by which its interval extends either way."""
+    return f"{estimate['mean']:.2g} ({estimate['high'] / estimate['mean']:.2g})"
 
 
-def distinct(rows: Iterable[Mapping[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
-    """The values of these keys, each once, in order."""
-    return list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
+def text(parts: Iterable[Any]) -> str:
+    """What is printed, as the documentation shows it."""
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    for part in parts:
+        console.print(part, highlight=False)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# A block of the documentation: the command, and below it what the run printed that is kept.
+BLOCK = re.compile(
+    r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*\n).*?(?=\n```)", re.S
+)
+
+
+def refreshed(page: str, runs: Path) -> str:
+    """A page of the documentation whose blocks are the tables of the runs kept in a folder."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match[2]
+        study = importlib.import_module(f"famo_jax.experiments.{name}").STUDY
+        summary = _files.read_summary(runs / f"{name}.json")["summary"]
+        return match[1] + text(study.tables(summary))
+
+    return BLOCK.sub(block, page)

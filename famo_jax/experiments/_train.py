@@ -7,8 +7,9 @@ same initial parameters, batches and keys, seed for seed, so that differences ar
 
 import functools
 import os
+import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,9 +76,9 @@ class Trace(NamedTuple):
 class Functions(NamedTuple):
     """The start, some steps and the end of a training."""
 
-    begin: Callable[..., Carry]  # (setting, variables)
-    advance: Callable[..., tuple[Carry, Trace]]  # (setting, carry, key, pool, first, batches)
-    finish: Callable[..., tuple[jax.Array, jax.Array]]  # (carry, validation, test) -> metrics
+    begin: Callable[..., Any]  # (setting, variables) -> carry
+    advance: Callable[..., Any]  # (setting, carry, key, pool, first, batches) -> (carry, trace)
+    finish: Callable[..., Any]  # (carry, validation, test) -> metrics of both
 
 
 def functions(arm: Arm) -> Functions:
@@ -86,11 +87,9 @@ def functions(arm: Arm) -> Functions:
 
     def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
         more = {name: setting[name] for name in method.takes}
-        links = [
-            arm.optimizer(arm.schedule(setting, arm.steps)),
-            method.make(len(problem.tasks), **more),
-        ]
-        return optax.chain(*(reversed(links) if method.aggregates else links))
+        adam = arm.optimizer(arm.schedule(setting, arm.steps))
+        own = method.make(len(problem.tasks), **more)
+        return optax.chain(own, adam) if method.aggregates else optax.chain(adam, own)
 
     def begin(setting: Setting, variables: Any) -> Carry:
         params, state = variables
@@ -108,11 +107,13 @@ def functions(arm: Arm) -> Functions:
             key = jax.random.fold_in(seed_key, index)
             params, opt_state, state = carry
             batch, fresh = halves(batch) if arm.halved else (batch, None)
-            losses_fn = lambda params: problem.losses(params, state, batch, key)
+
+            def losses_fn(params: Any, rows: Any = batch) -> Any:
+                return problem.losses(params, state, rows, key)
+
             if method.aggregates and problem.each:
-                terms = [
-                    functools.partial(_of_params, term, state, batch, key) for term in problem.each
-                ]
+                of_params = lambda term: lambda params: term(params, state, batch, key)
+                terms = list(map(of_params, problem.each))
                 losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
                 losses, new_state = jnp.stack(losses), state
             elif method.aggregates and problem.features:
@@ -125,8 +126,8 @@ def functions(arm: Arm) -> Functions:
                 (losses, new_state), grads = weighed(params, state=opt_state)
             extra: dict[str, Any] = {"losses": losses}
             if method.measure != "one-pass":
-                measured = fresh if method.measure == "fresh" else batch
-                extra["losses_fn"] = lambda params: problem.losses(params, state, measured, key)[0]
+                rows = fresh if method.measure == "fresh" else batch
+                extra["losses_fn"] = lambda params: losses_fn(params, rows)[0]
             if method.measure == "fresh":
                 extra["losses"] = extra["losses_fn"](params)
             z = famo_jax.task_weights(opt_state) if method.has_logits else None
@@ -145,11 +146,6 @@ def functions(arm: Arm) -> Functions:
     return Functions(begin, advance, finish)
 
 
-def _of_params(term: Any, state: Any, batch: Any, key: Any, params: Any) -> jax.Array:
-    loss: jax.Array = term(params, state, batch, key)
-    return loss
-
-
 def halves(rows: Any) -> tuple[Any, Any]:
     """Of the first axis of every leaf."""
     size = len(jax.tree.leaves(rows)[0]) // 2
@@ -157,43 +153,34 @@ def halves(rows: Any) -> tuple[Any, Any]:
     return first, jax.tree.map(lambda leaf: leaf[size:], rows)
 
 
-def _over(function: Callable[..., Any], axes: Sequence[int | None], at_once: bool) -> Any:
-    """Maps over an axis of some arguments, beside each other or one after the other."""
-    if at_once:
-        return jax.vmap(function, in_axes=tuple(axes))
-
-    def mapped(*args: Any) -> Any:
-        own = [
-            jax.tree.map(lambda leaf, axis=axis: jnp.moveaxis(leaf, axis, 0), arg)
-            for arg, axis in zip(args, axes, strict=True)
-            if axis is not None
-        ]
-
-        def one(own: Any) -> Any:
-            rest = iter(own)
-            pairs = zip(args, axes, strict=True)
-            return function(*(arg if axis is None else next(rest) for arg, axis in pairs))
-
-        return jax.lax.map(one, own)
-
-    return mapped
-
-
 def over_all(arm: Arm) -> Functions:
     """Of all settings and seeds, ``[settings, seeds]``."""
     each = functions(arm)
 
-    def lift(function: Any, seeds: Sequence[int | None], settings: Sequence[int | None]) -> Any:
-        over_seeds = _over(function, seeds, arm.seeds_at_once)
-        return _over(over_seeds, settings, arm.settings_at_once)
+    def over(function: Any, beside: bool) -> Any:  # the first axis of all arguments
+        if beside:
+            return jax.vmap(function)
+        return lambda *args: jax.lax.map(lambda own: function(*own), args)
 
-    # Seeds have batches of their own, which all settings of one seed share.
-    own = 0 if arm.data.held_out_by_seed else None
-    return Functions(
-        lift(each.begin, (None, 0), (0, None)),
-        lift(each.advance, (None, 0, 0, None, None, 1), (0, 0, None, None, None, None)),
-        lift(each.finish, (0, own, own), (0, None, None)),
-    )
+    def lift(function: Any, by_setting: Any, by_both: Any, by_seed: Any) -> Any:
+        def over_seeds(setting: Any, both: Any) -> Any:
+            return over(functools.partial(function, setting), arm.seeds_at_once)(both, by_seed)
+
+        return over(over_seeds, arm.settings_at_once)(by_setting, by_both)
+
+    def begin(settings: Any, variables: Any) -> Any:
+        return lift(lambda own, _, start: each.begin(own, start), settings, (), variables)
+
+    def advance(settings: Any, carry: Any, keys: Any, pool: Any, first: Any, batches: Any) -> Any:
+        # Seeds have batches of their own, which all settings of one seed share.
+        by_seed = keys, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batches)
+        one = lambda setting, carry, own: each.advance(setting, carry, own[0], pool, first, own[1])
+        return lift(one, settings, carry, by_seed)
+
+    def finish(carry: Any, validation: Any, test: Any) -> Any:
+        return lift(lambda _, own, __: each.finish(own, validation, test), (), carry, ())
+
+    return Functions(begin, advance, finish)
 
 
 # --- A training -----------------------------------------------------------------------------------
@@ -230,7 +217,7 @@ def train(
     trace: Any = None
     done, length = 0, arm.data.epoch or (-(-arm.steps // SEGMENTS) if save else arm.steps)
     if saved:
-        done = saved.steps
+        done = int(saved.steps)
         past = arm.data.batches(0, done)
         _, shapes = jax.eval_shape(advance, settings, carry, keys, arm.data.pool, 0, past)
         carry, trace = _checkpoint.restore(saved, (carry, shapes))
@@ -252,12 +239,8 @@ def train(
 def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Array]:
     losses = _statistics.finite(trace.losses)
     if "task" in arm.method.takes:  # of a network for one task the others' say nothing
-        losses = np.stack(
-            [
-                own[..., [int(setting["task"])]]
-                for own, setting in zip(losses, arm.settings, strict=True)
-            ]
-        )
+        own = [int(setting["task"]) for setting in arm.settings]
+        losses = np.take_along_axis(losses, np.reshape(own, (-1, 1, 1, 1)), axis=-1)
     arrays = {
         "validation": np.asarray(validation),
         "test": np.asarray(test),
@@ -270,9 +253,7 @@ def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Arr
         columns = ranges[..., -1], ranges.max(axis=-1), ranges.mean(axis=-1)
         arrays["logit_range"] = np.stack(columns, axis=-1)
         arrays["task_weights"] = _statistics.thin(z, axis=2).astype(np.float32)
-    if trace.probed is not None:
-        arrays |= arm.keep(trace.probed)
-    return arrays
+    return arrays | (arm.keep(trace.probed) if arm.probe else {})
 
 
 # --- A run ----------------------------------------------------------------------------------------
@@ -282,6 +263,7 @@ class Session(NamedTuple):
     """What a run reports to, and where it is saved."""
 
     progress: Progress
+    begun: float  # by `time.perf_counter`, as if without a stop
     checkpoint_dir: Path | None = None
     saved: Mapping[str, _checkpoint.Saved] = {}
 
@@ -306,7 +288,8 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
     def one(arm: Arm) -> dict[str, Array]:
         def save(steps: int, state: Any) -> None:
             assert session.checkpoint_dir
-            _checkpoint.save(session.checkpoint_dir, arm.name, steps, state)
+            seconds = time.perf_counter() - session.begun
+            _checkpoint.save(session.checkpoint_dir, arm.name, steps, state, seconds)
 
         tell = tells[arm.name]
         saver = save if session.checkpoint_dir else None
@@ -322,35 +305,32 @@ def train_arms(session: Session, arms: Sequence[Arm]) -> Results:
 
 
 # Yields arms, gets the results of all so far, and may yield others that depend on them.
-Plan = Callable[[Any], Generator[Sequence[Arm], Results, None]]
+Plan = Generator[Sequence[Arm], Results, None]
 
 
 def run(
-    plan: Plan,
-    options: Any,
-    session: Session,
-    timed: Callable[[Sequence[Arm]], Sequence[Arm]] = lambda arms: [],
+    plan: Plan | Iterator[Sequence[Arm]], session: Session, timed: str = "", rounds: int = 25
 ) -> Runs:
-    """Trains the arms of a plan, then times a step of those that ``timed`` picks or adds."""
+    """Trains the arms of a plan, then times a step of those whose names match ``timed``."""
     results: Results = {}
     arms: list[Arm] = []
-    steps = plan(options)
     tell = session.row("data")
     tell("composing")
-    now: Any = next(steps)
+    now: Any = next(plan)
     tell("done")
     while now:
         arms += now
         results |= train_arms(session, now)
         try:
-            now = steps.send(results)
+            now = plan.send(results) if isinstance(plan, Generator) else None
         except StopIteration:
             now = None
     times = {}
-    if picked := timed(arms):
+    if timed:
         tell = session.row("time of a step")
         tell("measuring")
-        times = measure_steps(picked, rounds=5 if options.quick else 25)
+        picked = [arm for arm in arms if re.fullmatch(timed, arm.name)]
+        times = measure_steps(picked, rounds=rounds)
         tell("done")
     about = {
         arm.name: {"settings": list(map(dict, arm.settings)), "seeds": list(arm.seeds)}
@@ -365,11 +345,7 @@ def run(
 def interleaved_seconds(
     calls: Mapping[str, Callable[[], Any]], rounds: int = 25
 ) -> dict[str, list[float]]:
-    """Times functions that return JAX arrays, in turns, so that all meet the same disturbances.
-
-    Returns:
-      ``rounds`` wall times of each, in seconds, after one call that is not counted.
-    """
+    """The seconds of functions that return JAX arrays, in turns, after a round not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for counts in [False] + rounds * [True]:
         for name, call in calls.items():
@@ -380,9 +356,7 @@ def interleaved_seconds(
     return seconds
 
 
-def measure_steps(
-    arms: Sequence[Arm], steps: int = 20, rounds: int = 25
-) -> dict[str, dict[str, float]]:
+def measure_steps(arms: Sequence[Arm], steps: int = 20, rounds: int = 25) -> dict[str, Any]:
     """The seconds of a training step of one network, by arm: median and quartiles."""
 
     def compiled(arm: Arm) -> Callable[[], Any]:

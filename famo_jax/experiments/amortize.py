@@ -35,7 +35,7 @@ PROBLEMS = {
 def run(options: argparse.Namespace, session: "Session") -> Runs:
     """Trains every method on the problem, at as many settings each."""
     problem, facts = PROBLEMS[options.problem]
-    return _comparison.run(problem, facts, (), options, session, even=True)
+    return _comparison.run(problem, facts, options, session, even=True)
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
     return _comparison.summarize(problem.tasks, runs)
 
 
-LABELLED = ("ls", "si", "first-loss", "famo-slope", "nash-one-pass", "nash-slope", "nash-mtl")
+LABELLED = ("ls", "si", "first-loss", "famo-slope", "amortized-nash-mtl", "nash-slope", "nash-mtl")
 
 
 def draw(summary: Summary) -> Any:
@@ -72,40 +72,20 @@ def draw(summary: Summary) -> Any:
     return figure
 
 
-FULL = {
-    "problem": "digits",
-    "first_seed": 0,
-    "steps": 1500,
-    "seeds": 10,
-    "batch_size": 64,
-    "methods": [
-        *("stl", "ls", "si", "frozen", "first-loss", "uw"),
-        *("famo", "famo-no-c", "famo-slope", "famo-slope-no-c"),
-        *("famo-one-pass", "famo-one-pass-no-c", "famo-ema", "famo-ema-no-c"),
-        *("nash-slope", "nash-two-pass", "nash-one-pass", "nash-ema"),
-        *("cagrad-slope", "mgda-slope"),
-        *("mgda", "cagrad", "nash-mtl", "log-mgda", "log-cagrad"),
-    ],
-    "learning_rate": [1e-3, 3e-3, 1e-2, 3e-2],
-    "gamma": [0.0, 1e-3, 1e-2, 1e-1],
-    "logits_rate": [1e-3, 5e-3, 2.5e-2, 1e-1],
-}
+METHODS_SHOWN = (
+    "stl ls si frozen first-loss uw famo famo-no-c famo-slope famo-slope-no-c famo-one-pass "
+    "famo-one-pass-no-c famo-ema famo-ema-no-c nash-slope nash-two-pass amortized-nash-mtl "
+    "nash-ema cagrad-slope mgda-slope mgda cagrad nash-mtl log-mgda log-cagrad"
+)
 STUDY = Study(
     name="amortize",
     title="What learned weights gain over fixed ones, and at what cost",
     seconds=1700,  # counted from the steps and seconds of digits, not timed yet
-    full=FULL,
-    quick={
-        "steps": 60,
-        "seeds": 2,
-        "methods": [
-            *("stl", "ls", "si", "first-loss", "famo", "famo-slope"),
-            *("nash-slope", "nash-two-pass", "nash-one-pass", "cagrad-slope"),
-        ],
-        "learning_rate": [1e-2],
-        "gamma": [1e-3],
-        "logits_rate": [5e-3],
-    },
+    full="--problem digits --first-seed 0 --steps 1500 --seeds 10 --batch-size 64 "
+    "--learning-rate 1e-3 3e-3 1e-2 3e-2 --gamma 0 1e-3 1e-2 1e-1 "
+    "--logits-rate 1e-3 5e-3 2.5e-2 1e-1 --methods " + METHODS_SHOWN,
+    quick="--steps 60 --seeds 2 --learning-rate 1e-2 --gamma 1e-3 --logits-rate 5e-3 --methods "
+    "stl ls si first-loss famo famo-slope nash-slope nash-two-pass amortized-nash-mtl cagrad-slope",
     run=run,
     summarize=summarize,
     tables=_comparison.tables,
@@ -116,6 +96,7 @@ STUDY = Study(
         ),
         "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run"),
     },
+    curves=frozenset({"losses", "task_weights", "test_by_seed"}),
     epilog=described(METHODS),
     check=_comparison.check,
 )

@@ -4,15 +4,11 @@ FAMO's gradient is :math:`c \sum_i z_i \nabla \log D_i`, and the normaliser c se
 length. Here one of four tasks can be fitted ever closer to its lower bound, and what c then does
 to the other three is measured, under several optimizers and two schedules.
 
-The tasks are regressions :math:`y_i = w_i^\top x + s_i \varepsilon` on the same Gaussian inputs,
-learned by two linear layers, of which the first is shared. The network is wide enough to hold every
-:math:`w_i`, so no task stands in the way of another's optimum: what is left undone at the end is
-the length of the steps' doing. The noise of task 0 is :math:`s_0^2 = 10^{-k}`, that of the others
-is 1. Losses over all inputs have a closed form, :math:`|W a_i - w_i|^2 + s_i^2`, and their optimum
-is the noise. A task's *excess* is what its loss has above that, over it.
-
-The model's learning rate is chosen on validation for every cell, so that each normaliser has its
-best, and beside it stands what the harmonic mean's best does under another normaliser.
+The tasks are regressions :math:`y_i = w_i^\top x + s_i \varepsilon` on the same Gaussian inputs by
+two linear layers, wide enough to hold every :math:`w_i`: what is left undone is the length of the
+steps' doing. The noise of task 0 is :math:`s_0^2 = 10^{-k}`, that of the others 1. Losses over all
+inputs are :math:`|W a_i - w_i|^2 + s_i^2`; a task's *excess* is what it has above its noise, over
+it. The model's learning rate is chosen on validation for every cell.
 """
 
 import argparse
@@ -26,19 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import famo_jax
 from famo_jax import famo, loss_weights
-from famo_jax.experiments import _command, _statistics, _tables
+from famo_jax.experiments import _command, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
 from famo_jax.experiments.problems._problem import Data, Problem, Task
 
-# --- Tasks ----------------------------------------------------------------------------------------
-
 K, FEATURES, WIDTH = 4, 8, 8
-BATCH_SIZE = 16
-VALIDATION_SIZE = 1000
+BATCH_SIZE, VALIDATION_SIZE = 16, 1000
 
 
 class Params(NamedTuple):
@@ -57,23 +49,11 @@ class Truth(NamedTuple):
     noise: Any  # [VALIDATION_SIZE, K], of variance 1
 
 
-class Batch(NamedTuple):
-    """What a step sees."""
+def draw_seed(seed: int, nearness: float, steps: int) -> tuple[Params, Truth, tuple[Array, Array]]:
+    """Network, tasks and batches ``[steps, BATCH_SIZE, ...]`` of inputs and outputs.
 
-    inputs: Any  # [..., FEATURES]
-    outputs: Any  # [..., K]
-
-
-class Seed(NamedTuple):
-    """All that is random in a run. Every setting of a seed sees the same."""
-
-    params: Params
-    train: Batch  # [steps, BATCH_SIZE]
-    truth: Truth
-
-
-def draw_seed(seed: int, nearness: float, steps: int) -> Seed:
-    """Draws tasks, network and batches, where the near task's least loss is 10^-nearness."""
+    The near task's least loss is 10^-nearness.
+    """
     generators = [np.random.default_rng([seed, stream]) for stream in range(5)]
 
     def normal(stream: int, *shape: int) -> Array:
@@ -82,80 +62,63 @@ def draw_seed(seed: int, nearness: float, steps: int) -> Seed:
     targets = normal(0, FEATURES, K)
     targets /= np.linalg.norm(targets, axis=0)
     variances = np.array([10.0**-nearness, *(K - 1) * [1.0]], np.float32)
-    params = Params(normal(1, FEATURES, WIDTH) / FEATURES**0.5, normal(2, WIDTH, K) / WIDTH**0.5)
-    train, held_out = (
+    trunk, heads = normal(1, FEATURES, WIDTH) / FEATURES**0.5, normal(2, WIDTH, K) / WIDTH**0.5
+    (inputs, noise), held_out = (
         np.split(normal(stream, *shape, FEATURES + K), [FEATURES], axis=-1)
         for stream, shape in ((3, (steps, BATCH_SIZE)), (4, (VALIDATION_SIZE,)))
     )
-    inputs, noise = train
     outputs = inputs @ targets + noise * np.sqrt(variances)
-    return Seed(
-        Params(*map(np.float32, params)),
-        Batch(inputs, outputs),
-        Truth(targets, variances, *held_out),
-    )
+    params = Params(np.float32(trunk), np.float32(heads))
+    return params, Truth(targets, variances, *held_out), (inputs, outputs)
 
 
-def task_losses(params: Params, batch: Batch) -> jax.Array:
-    """The K mean squared errors, ``[K]``."""
-    errors = batch.inputs @ params.trunk @ params.heads - batch.outputs
-    return jnp.mean(errors**2, axis=0)
+def task_losses(params: Params, batch: Any) -> jax.Array:
+    """The K mean squared errors of inputs and outputs, ``[K]``."""
+    inputs, outputs = batch
+    return jnp.mean((inputs @ params.trunk @ params.heads - outputs) ** 2, axis=0)
 
 
-def excess(params: Params, truth: Truth) -> Any:
-    """What the losses over all inputs have above their least values, over these, ``[K]``."""
-    return jnp.sum((params.trunk @ params.heads - truth.targets) ** 2, axis=0) / truth.variances
-
-
-def metrics(params: Params, _: Any, truth: Truth) -> jax.Array:
+def metrics(params: Params, truth: Truth, _: Any = None) -> jax.Array:
     """The excess on the validation draws, then that over all inputs, ``[2K]``."""
     outputs = truth.inputs @ truth.targets + truth.noise * jnp.sqrt(truth.variances)
-    held_out = task_losses(params, Batch(truth.inputs, outputs))
     least = jnp.mean(truth.noise**2, axis=0) * truth.variances
-    return jnp.concatenate([held_out / least - 1, excess(params, truth)])
+    held_out = task_losses(params, (truth.inputs, outputs)) / least - 1
+    above = jnp.sum((params.trunk @ params.heads - truth.targets) ** 2, axis=0) / truth.variances
+    return jnp.concatenate([held_out, above])
 
 
 def problem_of(pairs: Sequence[tuple[int, float]]) -> Problem:
-    """A problem whose seeds are the numbers of pairs of a seed and a nearness."""
+    """A problem whose seeds are pairs of a seed and a nearness. Its models carry their truths."""
 
     @functools.cache
-    def draw(steps: int) -> Seed:
+    def draw(steps: int) -> Any:
         drawn = [draw_seed(*pair, steps) for pair in pairs]
-        seeds: Seed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
-        return seeds
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
 
     def load_data(steps: int, _: Sequence[int], __: int) -> Data:
-        drawn = draw(steps)
-        train = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), drawn.train)
-        return Data(train, drawn.truth, drawn.truth, held_out_by_seed=True)
+        return Data(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), draw(steps)[2]), (), ())
 
     names = ("near", *(f"other {index}" for index in range(1, K)))
     return Problem(
         tasks=tuple(Task(name, f"{name}, MSE", f"{name} excess", 2) for name in names),
         load_data=load_data,
-        init=lambda _: (draw(1).params, ()),
-        losses=lambda params, state, batch, _: (task_losses(params, batch), state),
+        init=lambda _: draw(1)[:2],
+        losses=lambda params, truth, batch, _: (task_losses(params, batch), truth),
         metrics=metrics,
     )
 
 
-# --- What is compared -----------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------
 
 NORMALIZERS = {"harmonic": "#d55e00", "geometric": "#009e73", "arithmetic": "#cc79a7"}
 NORMALIZERS |= {"none": "#0072b2"}
 SGD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-TENTHS = tuple(rate / 10 for rate in SGD_RATES), tuple(rate / 10 for rate in ADAM_RATES)
-Optimizer = tuple[Callable[..., optax.GradientTransformation], tuple[float, ...]]
-OPTIMIZERS: dict[str, Optimizer] = {
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
     "sgd": (optax.sgd, SGD_RATES),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), TENTHS[0]),
     "adam": (optax.adam, ADAM_RATES),
-    "adam-beta2-0.99": (functools.partial(optax.adam, b2=0.99), ADAM_RATES),
     "adam-beta2-0.9": (functools.partial(optax.adam, b2=0.9), ADAM_RATES),
-    "adam-eps-1e-16": (functools.partial(optax.adam, eps=1e-16), ADAM_RATES),
-    "adam-frozen": (optax.adam, ADAM_RATES),  # whose logits stay at zero
-    "lion": (optax.lion, TENTHS[1]),
+    "lion": (optax.lion, tuple(rate / 10 for rate in ADAM_RATES)),
 }
 SCHEDULES = ("constant", "cosine")
 
@@ -163,25 +126,15 @@ SCHEDULES = ("constant", "cosine")
 def schedule_of(setting: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Constant or cosine, as the setting says."""
     cosine = optax.cosine_decay_schedule(1.0, steps)
-    return lambda count: (
-        setting["learning_rate"] * jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
-    )
+    shape: Any = lambda count: jnp.where(setting["schedule"] == 0, 1.0, cosine(count))
+    return lambda count: setting["learning_rate"] * shape(count)
 
 
-def measure(_: Any, __: Any, before: Any, after: Any, losses: jax.Array) -> jax.Array:
-    """The c of a step, and the norm of what it adds to the parameters, ``[2]``."""
-    state: famo_jax.FamoState = before.opt_state[-1]
+def log_c(_: Any, __: Any, before: Any, ___: Any, losses: jax.Array) -> jax.Array:
+    """The logarithm of the c of a step, ``[]``."""
+    state = before.opt_state[-1]
     at_one = famo(K, normalizer=None).init(None)._replace(logits=state.logits)
-    c = jnp.sum(loss_weights(losses, state)) / jnp.sum(loss_weights(losses, at_one))
-    return jnp.stack([c, optax.tree.norm(jax.tree.map(jnp.subtract, after.params, before.params))])
-
-
-def keep(measured: Any) -> dict[str, Array]:
-    """Of every run the decades that c spans, and the means of both logarithms over stretches."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(np.asarray(measured, np.float64))
-        decades = np.ptp(logs[..., 0], axis=2) / np.log(10)
-        return {"c_decades": decades, "logs": _statistics.thin(logs, 50, axis=2)}
+    return jnp.log(jnp.sum(loss_weights(losses, state)) / jnp.sum(loss_weights(losses, at_one)))
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
@@ -191,206 +144,122 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     pairs = list(itertools.product(range(options.seeds), options.nearness))
     problem = problem_of(pairs)
 
-    def arm(optimizer: str, normalizer: str, data: Data) -> "_train.Arm":
-        rate = 0.0 if optimizer == "adam-frozen" else 0.025
+    def arm(optimizer: str, normalizer: str) -> _train.Arm:
         name: Any = None if normalizer == "none" else normalizer
-        method = Method(
-            f"FAMO, normaliser {normalizer}",
-            NORMALIZERS[normalizer],
-            lambda k: famo(k, learning_rate=rate, normalizer=name),
-            measure="two-pass",
-            has_logits=True,
-        )
+        method = Method("", "", lambda k: famo(k, normalizer=name), (), "two-pass", has_logits=True)
         make, rates = OPTIMIZERS[optimizer]
-        settings = [
-            {"schedule": index, "learning_rate": rate}
-            for index, rate in itertools.product(range(len(SCHEDULES)), rates)
-        ]
+        settings = itertools.product(range(len(SCHEDULES)), rates)
         return _train.Arm(
-            f"{optimizer} {normalizer}", problem, data, options.steps, method, settings,
-            range(len(pairs)), make, schedule_of, probe=measure, keep=keep,
+            f"{optimizer} {normalizer}", problem, problem.load_data(options.steps, (), 0),
+            options.steps, method,
+            [{"schedule": index, "learning_rate": rate} for index, rate in settings],
+            range(len(pairs)), make, schedule_of, probe=log_c,
+            keep=lambda probed: {"c_decades": np.ptp(probed, axis=2) / np.log(10)},
         )  # fmt: skip
 
-    def plan(options: argparse.Namespace) -> Any:
-        data = problem.load_data(options.steps, (), BATCH_SIZE)
-        yield [arm(*each, data) for each in itertools.product(options.optimizers, NORMALIZERS)]
-
-    return _train.run(plan, options, session)
+    arms = [arm(*each) for each in itertools.product(options.optimizers, NORMALIZERS)]
+    return _train.run(iter([arms]), session)
 
 
-# --- Summaries ------------------------------------------------------------------------------------
+# --- What is shown --------------------------------------------------------------------------------
 
-QUANTITIES = ("every", "others", "near")  # of which tasks the excess is told
+QUANTITIES = ("other tasks", "near task", "all tasks")  # of which the excess is told
 
 
-def select(arrays: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What came of an arm, ``[schedules, rates, seeds, nearnesses, ...]``."""
-    seeds, nearnesses = options["seeds"], len(options["nearness"])
-    of_all = {
-        name: values.reshape(len(SCHEDULES), -1, seeds, nearnesses, *values.shape[2:])
-        for name, values in arrays.items()
-    }
-    found = of_all["test"][..., K:].astype(np.float64)
-    validation = of_all["validation"][..., :K].astype(np.float64)
+def select(arrays: Mapping[str, Array], seeds: int) -> dict[str, Array]:
+    """What came of an arm at its best rates, ``[schedules, nearnesses, seeds]``."""
+    validation, test, decades = (
+        each.reshape(len(SCHEDULES), -1, seeds, each.shape[1] // seeds, *each.shape[2:])
+        for each in (
+            arrays[name].astype(np.float64) for name in ("validation", "test", "c_decades")
+        )
+    )
+    found = test[..., K:]
     with np.errstate(invalid="ignore"):
-        return {
-            # By the least log of loss over least loss, mean of all tasks and seeds.
-            "scores": np.log1p(validation).mean(axis=(2, -1)),
-            "every": np.expm1(np.log1p(found).mean(axis=-1)),
-            "others": found[..., 1:].mean(axis=-1),
-            "near": found[..., 0],
-            "c_decades": of_all["c_decades"],
-            "logits_range": of_all["logit_range"][..., 0],
-            "logs": of_all["logs"],
-        }
+        # By the least log of loss over least loss, mean of all tasks and seeds.
+        scores = np.log1p(validation[..., :K]).mean(axis=(2, -1))
+        every = np.expm1(np.log1p(found).mean(axis=-1))
+    best = [[_statistics.choose(rates) for rates in schedule.T] for schedule in scores]
+    places = np.array(best)[:, :, None, None]
+    values = found[..., 1:].mean(axis=-1), found[..., 0], every, decades
+    return {
+        name: np.take_along_axis(np.moveaxis(each, 3, 1), places, axis=2)[:, :, 0]
+        for name, each in zip((*QUANTITIES, "c_decades"), values, strict=True)
+    }
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
-    """The figures of every optimizer, schedule and normaliser; lists are over nearnesses."""
-    options = runs.facts["settings"]
-    nearnesses = range(len(options["nearness"]))
-
-    def figures(own: Any, base: Any, schedule: int, rates: Sequence[int], others: Any) -> Any:
-        def pick(of: Any, name: str, chosen: Sequence[int]) -> list[Array]:
-            return [of[name][schedule, chosen[near], :, near] for near in nearnesses]
-
-        return {
-            "learning_rate": [own["rates"][index] for index in rates],
-            "c_decades": [values.mean() for values in pick(own, "c_decades", rates)],
-            "logits_range": [values.mean() for values in pick(own, "logits_range", rates)],
-            "c": [np.exp(logs.mean(axis=0))[:, 0] for logs in pick(own, "logs", rates)],
-            "step_length": [np.exp(logs.mean(axis=0))[:, 1] for logs in pick(own, "logs", rates)],
-            **{
-                name: [
-                    _statistics.geometric(values) | {"by_seed": values}
-                    for values in pick(own, name, rates)
-                ]
-                for name in QUANTITIES
-            },
-            **{
-                f"{name}_over_harmonic": [
-                    _statistics.geometric(values / theirs)
-                    for values, theirs in zip(
-                        pick(own, name, rates), pick(base, name, others), strict=True
-                    )
-                ]
-                for name in QUANTITIES
-            },
-        }
-
+    """By optimizer, schedule and normaliser the excess over nearnesses, and over harmonic's."""
+    options, geometric = runs.facts["settings"], _statistics.geometric
     summary: dict[str, Any] = {}
-    for optimizer in options["optimizers"]:
-        cells = {
-            name: select(runs.arrays[f"{optimizer} {name}"], options)
-            | {"rates": np.array(OPTIMIZERS[optimizer][1])}
-            for name in NORMALIZERS
-        }
-        summary[optimizer] = {}
+    for optimizer, name in itertools.product(options["optimizers"], NORMALIZERS):
+        own, base = (
+            select(runs.arrays[f"{optimizer} {each}"], options["seeds"])
+            for each in (name, "harmonic")
+        )
         for index, schedule in enumerate(SCHEDULES):
-            best = {
-                name: [_statistics.choose(scores) for scores in own["scores"][index].T]
-                for name, own in cells.items()
+            pairs = {each: (own[each][index], base[each][index]) for each in QUANTITIES}
+            summary.setdefault(f"{optimizer}, {schedule}", {})[name] = {
+                "c_decades": own["c_decades"][index].mean(axis=-1),
+                "excess": {
+                    each: list(map(geometric, values)) for each, (values, _) in pairs.items()
+                },
+                "over_harmonic": {
+                    each: list(map(geometric, values / theirs))
+                    for each, (values, theirs) in pairs.items()
+                },
             }
-            common = best["harmonic"]
-            base = cells["harmonic"]
-            summary[optimizer][schedule] = {
-                name: {
-                    "best": figures(own, base, index, best[name], common),
-                    "common": figures(own, base, index, common, common),
-                    "edge": bool({0, len(own["rates"]) - 1} & set(best[name])),
-                }
-                for name, own in cells.items()
-            }
-    return {"nearness": options["nearness"], "seeds": options["seeds"], "optimizers": summary}
-
-
-TABLES = (
-    ("best", "every", "Excess (%), mean of all tasks, each normaliser at its best rate"),
-    ("best", "others", "Excess (%), other tasks, each normaliser at its best rate"),
-    ("best", "near", "Excess (%), near task, each normaliser at its best rate"),
-    ("common", "others", "Excess (%), other tasks, all at the harmonic mean's best rate"),
-)
-MAIN = ("sgd", "momentum", "adam", "lion")
+    return {"nearness": options["nearness"], "seeds": options["seeds"], "cells": summary}
 
 
 def tables(summary: Summary) -> list[Any]:
-    """A row for each optimizer and schedule, at the last nearness; then what they leave out."""
-    parts: list[Any] = []
-    for kind, quantity, title in TABLES:
-        table = _tables.new(title, ["optimizer", ""], NORMALIZERS, padding=1)
-        for optimizer, schedules in summary["optimizers"].items():
-            for schedule, cells in schedules.items():
-                means = [cell[kind][quantity][-1]["mean"] for cell in cells.values()]
-                table.add_row(optimizer, schedule, *(_short(100 * mean) for mean in means))
-        parts.append(table)
-    parts.append(
-        f"Geometric means over {summary['seeds']} seeds of the excess, loss over least loss minus "
-        f"1, where that of the near task is 1e-{summary['nearness'][-1]:g}; all tasks: by mean "
-        "log(1 + excess). Ratios are paired by seed, with 95% intervals."
+    """At the last nearness: the decades that c spans, and the excess over the harmonic mean's."""
+    table = _tables.new(
+        "Excess over that of the harmonic mean (95% factor)",
+        ["optimizer, schedule", "c"],
+        ["its\ndecades", *(each.replace(" ", "\n") for each in QUANTITIES)],
     )
-    for optimizer in (name for name in MAIN if name in summary["optimizers"]):
-        cells = summary["optimizers"][optimizer]["cosine"]
-        decades = ", ".join(
-            f"{name} {cell['common']['c_decades'][-1]:.1f}" for name, cell in cells.items()
-        )
-        parts.append(f"{optimizer}, cosine: c spans, in decades: {decades}.")
-        for name in ("geometric", "none"):
-            told = ", ".join(
-                f"{each} {_tables.ratio(cells[name]['best'][f'{each}_over_harmonic'][-1])}"
-                for each in QUANTITIES
-            )
-            parts.append(f"{optimizer}, cosine, {name} / harmonic: {told}.")
-    return parts
-
-
-def _short(percent: float) -> str:
-    """In at most six characters."""
-    if percent < 100:
-        return f"{percent:.2g}" if percent >= 0.01 else f"{percent:.0e}"
-    return f"{percent:.0f}" if percent < 10_000 else f"{percent:.0e}"
+    for cell, own in summary["cells"].items():
+        for name, each in own.items():
+            ratios = (_tables.ratio(each["over_harmonic"][which][-1]) for which in QUANTITIES)
+            first = name == "harmonic"
+            decades = f"{each['c_decades'][-1]:.1f}"
+            table.add_row(cell if first else "", name, decades, *(3 * ["1"] if first else ratios))
+    return [
+        table,
+        f"Geometric means over {summary['seeds']} seeds, paired, where the near task's least loss "
+        f"is 1e-{summary['nearness'][-1]:g}; each normaliser at its best rate. Excess: loss over "
+        "least loss, minus 1; all tasks: by mean log(1 + excess).",
+    ]
 
 
 def draw(summary: Summary) -> Any:
     """Where the tasks end over the near task's least loss: the others above, the near one below."""
-    from famo_jax.experiments import _plots
-
-    shown = [name for name in ("sgd", "adam", "lion") if name in summary["optimizers"]]
-    shown = shown or list(summary["optimizers"])[:3]
-    near = summary["nearness"]
+    cells = [name for name in summary["cells"] if name.endswith("cosine") and "beta2" not in name]
+    cells = cells or list(summary["cells"])[:1]
+    values = [f"1e-{near:g}" for near in summary["nearness"]]
     with _plots.picture(height=4.6) as figure:
-        rows = figure.subplots(2, len(shown), sharey="row", sharex=True, squeeze=False)
-        for row, quantity, words in zip(
-            rows, ("others", "near"), ("the other tasks", "the near task"), strict=True
-        ):
-            for axes, optimizer in zip(row, shown, strict=True):
+        rows = figure.subplots(2, len(cells), sharey="row", sharex=True, squeeze=False)
+        for row, quantity in zip(rows, QUANTITIES[:2], strict=True):
+            for axes, cell in zip(row, cells, strict=True):
                 axes.set_yscale("log")
-                cells = summary["optimizers"][optimizer]["cosine"]
-                curves = {
-                    name: (
-                        100 * np.array([each["mean"] for each in cell["best"][quantity]]),
-                        NORMALIZERS[name],
-                    )
-                    for name, cell in cells.items()
+                series = {
+                    name: (each["excess"][quantity], NORMALIZERS[name])
+                    for name, each in summary["cells"][cell].items()
                 }
-                _plots.lines(axes, np.array(near), curves, labelled=optimizer == shown[-1])
-                axes.set_title(f"{words}, {optimizer}")
-            row[0].set_ylabel("excess loss (%)")
-        for axes in rows[-1]:
-            axes.set_xlabel("k: near task's least loss is 10$^{-k}$")
+                label = "near task's least loss" if row is rows[-1] else ""
+                _plots.over_values(axes, values, series, label, labelled=axes is row[-1])
+                axes.set_title(f"{quantity}, {cell.partition(',')[0]}")
+            row[0].set_ylabel("excess loss")
     return figure
 
 
 STUDY = Study(
     name="normalizer",
     title="What FAMO's normaliser does as one loss nears its bound",
-    seconds=83,
-    full={
-        "steps": 1000,
-        "seeds": 10,
-        "nearness": [0.0, 2.0, 4.0, 6.0, 8.0],
-        "optimizers": [*OPTIMIZERS],
-    },
-    quick={"steps": 50, "seeds": 2, "nearness": [0.0, 6.0], "optimizers": ["sgd", "adam"]},
+    seconds=40,
+    full="--steps 1000 --seeds 10 --nearness 0 2 4 6 8 --optimizers sgd adam adam-beta2-0.9 lion",
+    quick="--steps 50 --seeds 2 --nearness 0 6 --optimizers sgd adam",
     run=run,
     summarize=summarize,
     tables=tables,
@@ -399,9 +268,7 @@ STUDY = Study(
         "nearness": Option(
             _command.non_negative_float, "the near task's least loss is 10^-K", True, "K"
         ),
-        "optimizers": Option(
-            _command.one_of([*OPTIMIZERS]), "of the model", several=True, metavar="NAME"
-        ),
+        "optimizers": Option(_command.one_of([*OPTIMIZERS]), "of the model", True, "NAME"),
     },
     check=lambda _, options: options.nearness.sort(),
 )

@@ -1,27 +1,17 @@
 r"""FAMO in physics-informed networks: ``python -m famo_jax.experiments.pinn``.
 
-The problems are those of :mod:`famo_jax.experiments.problems.equations`. Besides the methods of
-this library stand what is used for such networks: fixed weights, tuned by hand, and weights from
-the norms of the gradients. Every method is trained at every setting of its hyperparameters on some
-seeds; the setting with the least error is kept, and runs on other seeds are what is reported. Seed
-for seed all methods start from the same parameters.
-
-References:
-  Raissi, Perdikaris, Karniadakis, `Physics-informed neural networks
-  <https://doi.org/10.1016/j.jcp.2018.10.045>`_, Journal of Computational Physics, 2019
-
-  Wang, Teng, Perdikaris, `Understanding and mitigating gradient flow pathologies in
-  physics-informed neural networks <https://arxiv.org/abs/2001.04536>`_, SIAM Journal on Scientific
-  Computing, 2021
-
-  Wang, Sankaran, Wang, Perdikaris, `An expert's guide to training physics-informed neural networks
-  <https://arxiv.org/abs/2308.08468>`_, 2023
+Besides the methods of this library stand what is used for such networks: fixed weights, tuned by
+hand, and weights from the gradients, as of Wang, Teng and Perdikaris (`Understanding and mitigating
+gradient flow pathologies in physics-informed neural networks <https://arxiv.org/abs/2001.04536>`_,
+2021) and Wang, Sankaran, Wang and Perdikaris (`An expert's guide to training physics-informed
+neural networks <https://arxiv.org/abs/2308.08468>`_, 2023). Every method is trained at every
+setting on some seeds; that with the least error is kept, and runs on other seeds are reported.
 """
 
 import argparse
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +21,7 @@ import optax
 from jax import flatten_util
 
 from famo_jax import _method, weighting
-from famo_jax.experiments import _command, _comparison, _methods, _statistics, _tables
+from famo_jax.experiments import _command, _comparison, _methods, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
 from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
@@ -48,18 +38,12 @@ class BalanceState(NamedTuple):
 
 
 def anneal(gradients: jax.Array) -> jax.Array:
-    r"""The weights that learning-rate annealing aims at.
+    r"""The weights that learning-rate annealing aims at, from gradients ``[K, P]``.
 
     .. math:: \hat\lambda_i = \max |\nabla \ell_r| \,/\, \mathrm{mean}\, |\nabla \ell_i|
 
     for all terms but the residual r, which comes first and weighs 1. As the paper's Algorithm 1
     has it, over the gradients of the unweighted losses.
-
-    Args:
-      gradients: ``[K, P]``
-
-    Returns:
-      ``[K]``
     """
     magnitudes = jnp.abs(gradients)
     weights: jax.Array = jnp.max(magnitudes[0]) / jnp.mean(magnitudes, axis=1)
@@ -67,49 +51,29 @@ def anneal(gradients: jax.Array) -> jax.Array:
 
 
 def equalize(gradients: jax.Array) -> jax.Array:
-    r"""The weights under which all gradients have the same norm.
+    r"""The weights under which all gradients ``[K, P]`` have the same norm.
 
     .. math:: \hat\lambda_i = \sum_j \lVert \nabla \ell_j \rVert \,/\, \lVert \nabla \ell_i \rVert
-
-    Args:
-      gradients: ``[K, P]``
-
-    Returns:
-      ``[K]``
     """
     norms = jnp.linalg.norm(gradients, axis=1)
     weights: jax.Array = jnp.sum(norms) / norms
     return weights
 
 
-def balance(
-    num_tasks: int, aim: Callable[[jax.Array], jax.Array], memory: float = 0.9
-) -> optax.GradientTransformationExtraArgs:
-    """Combines task-stacked gradients by weights that follow what ``aim`` makes of them.
+def balance(num_tasks: int, aim: Callable[[jax.Array], jax.Array]) -> Any:
+    """Combines task-stacked gradients by weights that follow, from 1, what ``aim`` makes of them.
 
-    Args:
-      num_tasks: K.
-      aim: :func:`anneal` or :func:`equalize`.
-      memory: Of the moving average, which starts at weights of 1.
-
-    Returns:
-      A :class:`optax.GradientTransformationExtraArgs` whose state is a :class:`BalanceState`.
+    The memory of their moving average is 0.9.
     """
 
-    def init_fn(params: optax.Params) -> BalanceState:
-        del params
-        return BalanceState(jnp.ones(num_tasks))
-
-    def update_fn(
-        updates: optax.Updates, state: BalanceState, params: optax.Params = None, **_: Any
-    ) -> tuple[optax.Updates, BalanceState]:
+    def update_fn(updates: Any, state: BalanceState, params: Any = None, **_: Any) -> Any:
         del params
         gradients = jax.vmap(lambda tree: flatten_util.ravel_pytree(tree)[0])(updates)
-        weights = optax.incremental_update(aim(gradients), state.weights, 1 - memory)
-        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), updates), BalanceState(
-            weights
-        )
+        weights = optax.incremental_update(aim(gradients), state.weights, 0.1)
+        combined = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), updates)
+        return combined, BalanceState(weights)
 
+    init_fn = lambda _: BalanceState(jnp.ones(num_tasks))
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
@@ -121,24 +85,12 @@ METHODS: dict[str, Method] = {
     "ls": Method("the sum of the losses", "#888888", lambda k: weighting.ls(jnp.ones(k))),
     "fixed": Method("boundary and initial losses weighted by hand", "#000000", _fixed, ("weight",)),
     "anneal": Method(
-        "learning-rate annealing: gradients' max over mean",
-        "#117733",
-        lambda k: balance(k, anneal),
-        aggregates=True,
+        "gradients' max over mean", "#117733", lambda k: balance(k, anneal), aggregates=True
     ),
     "equal-norms": Method(
-        "gradients brought to equal norms",
-        "#882255",
-        lambda k: balance(k, equalize),
-        aggregates=True,
+        "gradients of equal norms", "#882255", lambda k: balance(k, equalize), aggregates=True
     ),
-    **{
-        name: _methods.METHODS[name]
-        for name in (
-            *("si", "frozen", "famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
-            *("famo-ema-no-c", "uw", "dwa", "mgda", "pcgrad", "cagrad", "imtl-g", "nash-mtl"),
-        )
-    },
+    **{name: each for name, each in _methods.METHODS.items() if name not in ("stl", "ls")},
 }
 
 # --- The run --------------------------------------------------------------------------------------
@@ -148,37 +100,28 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     """Every method at all settings on some seeds, then at the best of them on others."""
     from famo_jax.experiments import _train
 
-    reported = range(options.seeds)
-    tuning = range(options.seeds, options.seeds + options.tuning_seeds)
     pairs = list(itertools.product(options.problems, options.methods))
-    grid = {name: getattr(options, name) for name in ("learning_rate", "gamma", "weight")}
     problems = {name: equations.problem_of(equations.EQUATIONS[name]) for name in options.problems}
 
-    def arm(pair: tuple[str, str], seeds: Sequence[int], settings: Any) -> "_train.Arm":
-        problem = problems[pair[0]]
-        name = " ".join(pair) + (" tuning" if seeds is tuning else "")
-        data = problem.load_data(options.steps, seeds, 1)
+    def arm(problem: str, name: str, settings: Any, first: int, count: int) -> _train.Arm:
+        seeds = range(first, first + count)
+        data = problems[problem].load_data(options.steps, seeds, 1)
         # On a CPU several such networks beside each other take longer to compile only.
         return _train.Arm(
-            name, problem, data, options.steps, METHODS[pair[1]], settings, seeds,
+            f"{problem} {name}" + (" tuning" if first else ""), problems[problem], data,
+            options.steps, METHODS[name], settings, seeds,
             settings_at_once=False, seeds_at_once=False,
         )  # fmt: skip
 
-    def plan(options: argparse.Namespace) -> Any:
+    def plan() -> _train.Plan:
+        grids = {name: _comparison.settings_of(METHODS[name], vars(options)) for _, name in pairs}
         done = yield [
-            arm(pair, tuning, _comparison.settings_of(METHODS[pair[1]], grid)) for pair in pairs
+            arm(*pair, grids[pair[1]], options.seeds, options.tuning_seeds) for pair in pairs
         ]
-        chosen = []
-        for pair in pairs:
-            settings = _comparison.settings_of(METHODS[pair[1]], grid)
-            best = choose(done[f"{' '.join(pair)} tuning"]["test"][..., 0])
-            chosen.append(arm(pair, reported, [settings[best]]))
-        yield chosen
+        best = {pair: choose(done[f"{' '.join(pair)} tuning"]["test"][..., 0]) for pair in pairs}
+        yield [arm(*pair, [grids[pair[1]][best[pair]]], 0, options.seeds) for pair in pairs]
 
-    def timed(arms: "Sequence[_train.Arm]") -> "list[_train.Arm]":
-        return [arm for arm in arms if not arm.name.endswith("tuning")]
-
-    return _train.run(plan, options, session, timed)
+    return _train.run(plan(), session)
 
 
 def choose(errors: Array) -> int:
@@ -195,36 +138,20 @@ def summarize(runs: Runs) -> dict[str, Any]:
     options = runs.facts["settings"]
 
     def figures(problem: str, name: str) -> dict[str, Any]:
-        own, terms = runs.arrays[f"{problem} {name}"], terms_of(problem)
+        own = runs.arrays[f"{problem} {name}"]
         setting = runs.facts["arms"][f"{problem} {name}"]["settings"][0]
-        tuning = runs.arrays[f"{problem} {name} tuning"]["test"][..., 0]
-        errors = _statistics.finite(own["test"][0, :, 0])
-        times = runs.facts["times"]
+        errors, control = _statistics.finite(own["test"][0, :, 0]), METHODS[name].control
         found: dict[str, Any] = {
-            "description": METHODS[name].description,
             "setting": setting,
-            "error": _statistics.geometric(errors),
-            "error_by_seed": errors,
-            "tuning_error_by_seed": tuning,
-            "losses_at_end": dict(
-                zip(terms, np.median(own["test"][0, :, 1:], axis=0), strict=True)
-            ),
-            "losses": np.median(own["losses"][0], axis=0),
-            "over": {
-                other: _statistics.geometric(
-                    errors / _statistics.finite(runs.arrays[f"{problem} {other}"]["test"][0, :, 0])
-                )
-                for other in (METHODS[name].control, "fixed")
-                if other in options["methods"] and other != name
-            },
-            "edges": _statistics.edges(setting, options),
+            "error": _statistics.geometric(100 * errors),
+            "error_by_seed": 100 * errors,
+            "edges": _statistics.edges([setting], options),
         }
-        if "ls" in options["methods"]:
-            ls = times[f"{problem} ls"]["median"]
-            found["step_relative_to_ls"] = times[f"{problem} {name}"]["median"] / ls
+        if control in options["methods"]:
+            theirs = _statistics.finite(runs.arrays[f"{problem} {control}"]["test"][0, :, 0])
+            found["over_control"] = _statistics.geometric(errors / theirs)
         if METHODS[name].has_logits:
             found["logit_range_at_end"] = own["logit_range"][0, :, 0].mean()
-            found["task_weights"] = own["task_weights"][0].mean(axis=0)
         return found
 
     return {
@@ -233,67 +160,44 @@ def summarize(runs: Runs) -> dict[str, Any]:
     }
 
 
-def terms_of(problem: str) -> tuple[str, ...]:
-    """The tasks of a problem."""
-    return equations.terms_of(equations.EQUATIONS[problem])
-
-
 def tables(summary: Summary) -> list[Any]:
     """A row for each method on each problem, and what the tables leave out."""
     parts: list[Any] = []
     for problem, methods in summary.items():
-        losses = [f"{term[:5]}.\nloss" for term in terms_of(problem)]
-        headers = ["error\n(%)", "95%\nfactor", *losses, "logit\nrange", "rate"]
-        title = equations.EQUATIONS[problem].title
-        table = _tables.new(title, ["method"], [*headers, "gamma,\nweight", "step\n/ ls"])
+        headers = ["error (%)", "rate", "gamma,\nweight", "logit\nrange", "error over\ncontrol's"]
+        table = _tables.new(equations.EQUATIONS[problem].title, ["method"], headers, padding=1)
         for name, own in methods.items():
-            setting, error = own["setting"], own["error"]
-            more = [setting[each] for each in METHODS[name].takes]
             table.add_row(
                 name,
-                f"{100 * error['mean']:.2g}",
-                f"{error['high'] / error['mean']:.3g}",  # about a geometric mean it is symmetric so
-                *(f"{loss:.0e}" for loss in own["losses_at_end"].values()),
+                _tables.ratio(own["error"]),
+                f"{own['setting']['learning_rate']:g}",
+                " ".join(f"{own['setting'][each]:g}" for each in METHODS[name].takes),
                 f"{own['logit_range_at_end']:.2f}" if "logit_range_at_end" in own else "",
-                f"{setting['learning_rate']:g}",
-                " ".join(f"{value:g}" for value in more),
-                f"{own['step_relative_to_ls']:.2f}" if "step_relative_to_ls" in own else "",
+                _tables.ratio(own["over_control"]) if "over_control" in own else "",
             )
         parts.append(table)
-        for name, own in methods.items():
-            control = METHODS[name].control
-            if control in own["over"]:
-                over = own["over"][control]
-                parts.append(
-                    f"{name} / {control}, its control: error x {over['mean']:.3g} "
-                    f"({over['low']:.3g}-{over['high']:.3g}), paired by seed."
-                )
-        for name, own in methods.items():
-            if own["edges"]:
-                parts.append(f"{name}: at the end of its list: {', '.join(own['edges'])}.")
-        parts.append("")
     parts.append(
         "Error: relative L2, geometric mean over seeds, and the factor by which its 95% interval "
-        "extends either way; settings chosen on other seeds. Losses at the end: medians."
+        "extends either way; settings chosen on other seeds. The control of a form of FAMO: si "
+        "without c, else frozen; ratios are paired by seed."
     )
+    for problem, methods in summary.items():
+        told = (
+            f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"]
+        )
+        parts.append(f"{problem}, at the end of their lists: {'; '.join(told) or 'none'}.")
     return parts
 
 
 def draw(summary: Summary) -> Any:
     """The error of every method, a column for each problem."""
-    from famo_jax.experiments import _plots
-
     methods = max(map(len, summary.values()))
     with _plots.picture(height=0.8 + 0.2 * methods) as figure:
         panels = figure.subplots(1, len(summary), squeeze=False, sharey=True)[0]
         for axes, (problem, own) in zip(panels, summary.items(), strict=True):
             axes.set_xscale("log")
             rows = {
-                name: (
-                    {key: 100 * value for key, value in each["error"].items()},
-                    METHODS[name].colour,
-                    [100 * error for error in each["error_by_seed"]],
-                )
+                name: (each["error"], METHODS[name].colour, each["error_by_seed"])
                 for name, each in own.items()
             }
             _plots.estimates(axes, rows, "error of u (%): mean, 95%, each seed")
@@ -312,29 +216,11 @@ STUDY = Study(
     name="pinn",
     title="Multi-task methods on the terms of physics-informed networks",
     seconds=259,
-    full={
-        "problems": list(equations.EQUATIONS),
-        "methods": [
-            *("ls", "fixed", "anneal", "equal-norms", "si", "frozen", "famo", "famo-no-c"),
-            *("famo-one-pass", "famo-one-pass-no-c", "famo-ema-no-c", "uw"),
-        ],
-        "steps": 1500,
-        "seeds": 10,
-        "tuning_seeds": 2,
-        "learning_rate": [3e-3, 1e-2, 3e-2],
-        "gamma": [0.0, 1e-3],
-        "weight": [1.0, 10.0, 100.0, 1000.0],
-    },
-    quick={
-        "problems": ["burgers", "helmholtz"],
-        "methods": ["ls", "equal-norms", "famo-no-c"],
-        "steps": 100,
-        "seeds": 2,
-        "tuning_seeds": 1,
-        "learning_rate": [1e-2],
-        "gamma": [0.0],
-        "weight": [10.0, 100.0],
-    },
+    full="--problems burgers helmholtz helmholtz-shifted --steps 1500 --seeds 10 --tuning-seeds 2 "
+    "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --weight 1 10 100 1000 --methods ls fixed "
+    "anneal equal-norms si frozen famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema-no-c uw",
+    quick="--problems burgers helmholtz --steps 100 --seeds 2 --tuning-seeds 1 --gamma 0 "
+    "--learning-rate 1e-2 --weight 10 100 --methods ls equal-norms famo-no-c",
     run=run,
     summarize=summarize,
     tables=tables,

@@ -12,21 +12,11 @@ from famo_jax.experiments.problems import molecules
 
 
 def draw(summary: Any) -> Any:
-    """Each task's change against single-task learning, the task weights, gamma, delta m."""
-    from famo_jax.experiments import _plots
-
-    figure: Any
-    with _plots.picture(height=6.2) as figure:
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
-        axes = above.subplots()
-        _comparison.draw_changes(axes, summary, range(molecules.K))
-        names = [task["name"].replace(" ", "\n") for task in summary["tasks"]]
-        axes.set_xticks(range(molecules.K), names)
-        axes.set_title("each property against single-task networks, from the smallest spread")
-        left, right = below.subplots(1, 2)
-        _comparison.draw_gamma(left, summary)
-        _comparison.draw_delta_m(right, summary)
-    return figure
+    """Each property's change, from the smallest spread to the greatest, and delta m."""
+    names = [task["name"].replace(" ", "\n") for task in summary["tasks"]]
+    label = lambda axes: axes.set_xticks(range(molecules.K), names)
+    title = "error of each property, from the smallest spread"
+    return _comparison.draw_overview(summary, range(molecules.K), label, title)
 
 
 def facts() -> dict[str, Any]:
@@ -39,32 +29,15 @@ def facts() -> dict[str, Any]:
     }
 
 
-FULL = {
-    "steps": 3000,
-    "seeds": 10,
-    "batch_size": 64,
-    "methods": [
-        *("stl", "ls", "si", "frozen", "rlw", "dwa", "uw"),
-        *("famo", "famo-no-c", "famo-one-pass", "famo-one-pass-no-c"),
-        *("famo-ema", "famo-ema-no-c"),
-    ],
-    "learning_rate": [3e-3, 1e-2, 3e-2, 1e-1],
-    "gamma": [0.0, 1e-3, 1e-2, 1e-1],
-}
 STUDY = _comparison.study(
     name="regression",
     title="Multi-task methods on eleven properties of small molecules",
     seconds=178,
     problem=molecules.PROBLEM,
-    full=FULL,
-    quick={
-        "steps": 200,
-        "seeds": 2,
-        "methods": ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"],
-        "learning_rate": [1e-2],
-        "gamma": [1e-3],
-    },
-    draw=draw,
+    full="--steps 3000 --seeds 10 --batch-size 64 --learning-rate 3e-3 1e-2 3e-2 1e-1 "
+    "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
+    quick="--steps 200 " + _comparison.QUICK,
+    pictures={"regression.png": draw},
     facts=facts,
 )
 main = functools.partial(_command.main, STUDY)

@@ -7,7 +7,15 @@ from famo_jax import loss_weights
 from famo_jax.experiments import _comparison, _methods, amortize
 from famo_jax.experiments.problems import molecules
 
-NAMES = ["stl", "ls", "first-loss", "famo-slope", "nash-slope", "nash-one-pass", "cagrad-slope"]
+NAMES = [
+    "stl",
+    "ls",
+    "first-loss",
+    "famo-slope",
+    "nash-slope",
+    "amortized-nash-mtl",
+    "cagrad-slope",
+]
 GRID = "--steps 6 --seeds 2 --batch-size 16 --learning-rate 1e-3 1e-2 --gamma 0 0.01"
 GRID += " --logits-rate 0.005 0.05"
 
@@ -48,7 +56,7 @@ def test_it_prints_rows_and_paired_differences(whole_run):
     lines = printed.partition("Differences of")[2].splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()}
     assert rows["method"][:2] == ["-", "first"]
-    for name in ("famo-slope", "nash-slope", "nash-one-pass"):
+    for name in ("famo-slope", "nash-slope", "amortized-nash-mtl"):
         mean = summary["methods"][name]["against"]["first-loss"]["mean"]
         assert float(rows[name][0].partition("±")[0]) == pytest.approx(mean, abs=0.51)
 

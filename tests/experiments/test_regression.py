@@ -88,16 +88,24 @@ def test_batches_are_training_molecules_and_do_not_depend_on_the_number_of_seeds
 # --- Tasks ----------------------------------------------------------------------------------------
 
 
+def losses_of(params, rows, problem=molecules.PROBLEM):
+    return problem.losses(params, (), rows, None)[0]
+
+
+def metrics_of(params, rows, problem=molecules.PROBLEM):
+    return problem.metrics(params, (), rows)
+
+
 def test_losses_span_orders_of_magnitude():
     params = jax.tree.map(lambda leaf: leaf[0], molecules.PROBLEM.init([0])[0])
-    losses = molecules.task_losses(params, molecules.load_splits().train)
+    losses = losses_of(params, molecules.load_splits().train)
     assert losses.shape == (molecules.K,)
     assert losses.max() / losses.min() > 1e4
 
 
 def test_a_network_that_says_nothing_predicts_the_mean_of_training():
     params = jax.tree.map(lambda leaf: 0 * leaf[0], molecules.PROBLEM.init([0])[0])
-    losses = molecules.task_losses(params, molecules.load_splits().train)
+    losses = losses_of(params, molecules.load_splits().train)
     variances = molecules.load_splits().train.properties.astype(float).var(axis=0)
     np.testing.assert_allclose(losses, variances, rtol=1e-3)
 
@@ -105,11 +113,9 @@ def test_a_network_that_says_nothing_predicts_the_mean_of_training():
 def test_losses_and_metrics_are_those_of_their_names(monkeypatch):
     rows = molecules.load_splits().test
     errors = np.outer(np.where(np.arange(len(rows.counts)) % 2, 3.0, -1.0), np.arange(11))
-    monkeypatch.setattr(molecules, "predict", lambda params, counts: rows.properties + errors)
-    np.testing.assert_allclose(
-        molecules.task_losses(None, rows), 5.0 * np.arange(11) ** 2, rtol=1e-4
-    )
-    np.testing.assert_allclose(molecules.task_metrics(None, rows), 2.0 * np.arange(11), rtol=1e-4)
+    monkeypatch.setattr(molecules, "predict", lambda params, counts, _: rows.properties + errors)
+    np.testing.assert_allclose(losses_of(None, rows), 5.0 * np.arange(11) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(metrics_of(None, rows), 2.0 * np.arange(11), rtol=1e-4)
 
 
 def test_standardised_losses_are_over_the_variance_and_metrics_are_in_units(monkeypatch):
@@ -118,8 +124,10 @@ def test_standardised_losses_are_over_the_variance_and_metrics_are_in_units(monk
     monkeypatch.setattr(
         molecules, "predict", lambda params, counts, units: rows.properties + errors
     )
-    np.testing.assert_allclose(molecules.standardised_losses(None, rows), 5.0, rtol=1e-4)
-    np.testing.assert_allclose(molecules.standardised_metrics(None, rows), 2 * spreads, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(None, rows, molecules.STANDARDISED), 5.0, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics_of(None, rows, molecules.STANDARDISED), 2 * spreads, rtol=1e-4
+    )
 
 
 def test_a_network_speaks_of_deviations_in_these_units():

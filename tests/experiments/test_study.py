@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import famo_jax
+from famo_jax import _method, aggregation, weighting
 from famo_jax.experiments import _methods, _statistics, _train
 from famo_jax.experiments.problems import _problem
 
@@ -85,9 +86,22 @@ def test_epochs_are_one_training():
         np.testing.assert_allclose(values, one[name], rtol=1e-4, atol=1e-6)
 
 
-def test_statistics_of_the_batches_and_masks_by_step_are_carried():
-    metrics = _train.train(arm_of("famo", 3e-2, steps=200))["test"]
-    assert metrics[0, :, 1].max() < 15  # from 24 without them
+def test_statistics_of_the_batches_are_carried():
+    """Where the network stands still they are a moving average of its hidden units."""
+    arm = arm_of("famo", 0.0, steps=40)
+    means = lambda params, state, batch: state["norm"]["mean"].get_value()
+    (found,) = _train.train(arm._replace(problem=TENTH._replace(metrics=means)))["test"]
+    params, state = init([0, 1])
+    expected = np.asarray(state["norm"]["mean"].get_value())
+    kernel, bias = (params["hidden"][name].get_value() for name in ("kernel", "bias"))
+    for batch in rows(0, 40)["x"]:
+        hidden = np.einsum("sbi,sio->sbo", batch, kernel) + bias[:, None]
+        expected = 0.99 * expected + 0.01 * hidden.mean(axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found).max() > 1e-3
+
+
+def test_masks_differ_by_step():
     losses = _train.train(arm_of("ls", 0.0, steps=4))["losses"][0, 0]
     assert len(np.unique(losses[:, 0])) == 4
 
@@ -117,6 +131,19 @@ def test_forms_of_famo_are_what_their_names_say():
             )
             expected = (2 / 3, 1 / 3) if not name.endswith("-no-c") else (1 / 4, 1 / 8)
             np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+def test_every_method_of_the_library_is_there():
+    names = {
+        name.replace("_", "-")
+        for name in (*weighting.__all__, *aggregation.__all__)
+        if name.islower() and not name.endswith("_weights")
+    }
+    assert names - set(_methods.METHODS) == {"log-losses", "periodic"}  # around another one
+    for name, method in _methods.METHODS.items():
+        tx = method.make(3, **dict.fromkeys(method.takes, 0))
+        state = jax.eval_shape(tx.init, {"x": jnp.ones(2)})
+        assert _method.is_aggregation(state) == method.aggregates, name
 
 
 def test_dwa_looks_back_25_steps():
@@ -156,8 +183,10 @@ def test_what_diverged_is_never_chosen():
 
 def test_edges():
     grid = {"learning_rate": [0.1, 0.2, 0.3], "gamma": [0.0, 1.0]}
-    assert _statistics.edges({"learning_rate": 0.3, "gamma": 0.0}, grid) == ["learning rate 0.3"]
-    assert _statistics.edges({"learning_rate": 0.2, "gamma": 1.0}, grid) == ["gamma 1"]
+    assert _statistics.edges([{"learning_rate": 0.3, "gamma": 0.0}], grid) == ["learning rate 0.3"]
+    assert _statistics.edges([{"learning_rate": 0.2, "gamma": 1.0}], grid) == ["gamma 1"]
+    both = [{"learning_rate": rate} for rate in (0.1, 0.2, 0.1)]
+    assert _statistics.edges(both, grid) == ["learning rate 0.1"]
 
 
 def test_thinned_curves_are_means_of_stretches():

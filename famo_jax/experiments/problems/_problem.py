@@ -53,12 +53,8 @@ class Problem(NamedTuple):
     tasks: tuple[Task, ...]
     load_data: Callable[[int, Sequence[int], int], Data]  # of (steps, seeds, batch_size)
     init: Callable[[Sequence[int]], Variables]  # of seeds: a leading axis on every leaf
-    # (params, state, batch, key) -> ([K], state)
-    losses: Callable[
-        [chex.ArrayTree, chex.ArrayTree, Any, jax.Array], tuple[jax.Array, chex.ArrayTree]
-    ]
-    # (params, state, held-out data) -> [M], as a rule one for each task
-    metrics: Callable[[chex.ArrayTree, chex.ArrayTree, Any], jax.Array]
+    losses: Callable[[Any, Any, Any, Any], Any]  # (params, state, batch, key) -> ([K], state)
+    metrics: Callable[[Any, Any, Any], jax.Array]  # (params, state, held-out data) -> [M]
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
     # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], where aggregation
@@ -66,12 +62,33 @@ class Problem(NamedTuple):
     features: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
 
 
+def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
+    """Of a problem all of which is seen in each step."""
+    del batch_size
+    nothing = jnp.zeros((steps, len(seeds), 0))
+    return Data(nothing, nothing[:0], nothing[:0])
+
+
+class Network(nnx.Module):
+    """Two hidden layers, and linear heads. The narrow second one is what the tasks fight for."""
+
+    def __init__(self, sizes: Sequence[int], rngs: nnx.Rngs) -> None:
+        inputs, wide, narrow, outputs = sizes
+        self.wide = nnx.Linear(inputs, wide, rngs=rngs)
+        self.narrow = nnx.Linear(wide, narrow, rngs=rngs)
+        self.heads = nnx.Linear(narrow, outputs, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """``[..., inputs]`` to ``[..., outputs]``."""
+        outputs: jax.Array = self.heads(nnx.relu(self.narrow(nnx.relu(self.wide(inputs)))))
+        return outputs
+
+
+Make = Callable[[nnx.Rngs], nnx.Module]
+
+
 def of_network(
-    network: Callable[[nnx.Rngs], nnx.Module],
-    tasks: tuple[Task, ...],
-    load_data: Callable[[int, Sequence[int], int], Data],
-    task_losses: Callable[[chex.ArrayTree, Any], jax.Array],
-    task_metrics: Callable[[chex.ArrayTree, Any], jax.Array],
+    network: Make, tasks: tuple[Task, ...], load_data: Any, task_losses: Any, task_metrics: Any
 ) -> Problem:
     """A problem of a network that has nothing but parameters and needs no key."""
     return Problem(
@@ -83,37 +100,39 @@ def of_network(
     )
 
 
-def init_params(network: Callable[[nnx.Rngs], nnx.Module], seeds: Sequence[int]) -> chex.ArrayTree:
+def init_params(network: Make, seeds: Sequence[int]) -> chex.ArrayTree:
     """The parameters of one network for each seed: a leading axis on every leaf."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     params: chex.ArrayTree = jax.vmap(lambda key: nnx.split(network(nnx.Rngs(key)))[1])(keys)
     return params
 
 
-def apply(network: Callable[[nnx.Rngs], Any], params: chex.ArrayTree, inputs: jax.Array) -> Any:
+def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array) -> Any:
     """The network with these parameters, as a pure function."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
     return nnx.merge(graphdef, params)(inputs)
 
 
-def compose_batches(
-    compose: Callable[[jax.Array, int], Any],
-    key: jax.Array,
-    steps: int,
-    seeds: Sequence[int],
-    batch_size: int,
-) -> Any:
-    """``[steps, seeds, batch_size]`` of what ``compose`` draws from a key.
+def draw_rows(steps: int, seeds: Sequence[int], batch_size: int, key: int, rows: int) -> jax.Array:
+    """Numbers of rows, ``[steps, seeds, batch_size]``."""
 
-    A seed's batches do not depend on how many seeds there are.
-    """
+    def draw(seed: jax.Array) -> jax.Array:
+        seed_key = jax.random.fold_in(jax.random.key(key), seed)
+        return jax.random.randint(seed_key, (steps, batch_size), 0, rows)
+
+    return jax.vmap(draw, out_axes=1)(jnp.asarray(seeds))
+
+
+def compose_batches(
+    compose: Callable[[jax.Array], Any], key: jax.Array, steps: int, seeds: Sequence[int]
+) -> Any:
+    """``[steps, seeds]`` batches that ``compose`` draws from a key, of a seed always the same."""
 
     def composed() -> Any:
         seed_keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.asarray(seeds))
 
         def one_step(step: jax.Array) -> Any:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(seed_keys)
-            return jax.vmap(lambda key: compose(key, batch_size))(keys)
+            return jax.vmap(lambda key: compose(jax.random.fold_in(key, step)))(seed_keys)
 
         return jax.lax.map(one_step, jnp.arange(steps))
 

@@ -5,11 +5,10 @@ ones to those of one picture in a hundred. The pictures are the two overlapping 
 under noise of ``digits``; the attributes say which digits they are, compare and add them, and tell
 how heavily they are written.
 
-The loss of an attribute is its mean cross-entropy. Accuracy says nothing about a rare attribute,
-which may be denied always and be right 99 times in 100. The metric is the balanced error instead,
-the mean of the share missed and the share of false alarms: 50% by chance, whatever the base rate.
-An attribute is told where its probability is above its base rate in training, which is the rule of
-least balanced error for a network whose probabilities are right.
+The loss of an attribute is its mean cross-entropy; the metric, as rare ones may be denied always
+and be right 99 times in 100, is the balanced error, the mean of the share missed and the share of
+false alarms: 50% by chance. An attribute is told where its probability is above its base rate in
+training, the rule of least balanced error for a network whose probabilities are right.
 
 The logarithm of a cross-entropy has no minimum on a batch that holds no picture with the attribute:
 it falls for ever as the network denies it. Methods that descend on log losses need batches that
@@ -18,7 +17,7 @@ mostly hold one: 256 pictures lack a rare one in 8% of batches, 64 in half of th
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -27,10 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem, digits
-from famo_jax.experiments.problems._problem import Data, Task
+from famo_jax.experiments.problems._problem import Task
 
 Array = npt.NDArray[Any]
 
@@ -46,25 +44,21 @@ class Pair(NamedTuple):
     right_ink: Any
 
 
-def _left_is(label: int) -> Callable[[Pair], Any]:
-    return lambda pair: pair.left == label
+def _is(side: str, label: int) -> Callable[[Pair], Any]:
+    return lambda pair: getattr(pair, side) == label
 
 
-def _right_is(label: int) -> Callable[[Pair], Any]:
-    return lambda pair: pair.right == label
-
-
-def _among(classes: Sequence[int]) -> Callable[[Any], Any]:
+def _among(*classes: int) -> Callable[[Any], Any]:
     """Whether a class is one of these."""
     return lambda label: functools.reduce(operator.or_, [label == each for each in classes])
 
 
-_loop, _prime, _straight = _among([0, 6, 8, 9]), _among([2, 3, 5, 7]), _among([1, 4, 7])
+_loop, _prime, _straight = _among(0, 6, 8, 9), _among(2, 3, 5, 7), _among(1, 4, 7)
 HEAVY, LIGHT = 350, 270  # grey levels
 
 ATTRIBUTES: dict[str, Callable[[Pair], Any]] = {
-    **{f"left is {label}": _left_is(label) for label in range(10)},
-    **{f"right is {label}": _right_is(label) for label in range(10)},
+    **{f"left is {label}": _is("left", label) for label in range(10)},
+    **{f"right is {label}": _is("right", label) for label in range(10)},
     "left is even": lambda pair: pair.left % 2 == 0,
     "right is even": lambda pair: pair.right % 2 == 0,
     "left is prime": lambda pair: _prime(pair.left),
@@ -102,11 +96,10 @@ def attributes_of(pair: Pair) -> jax.Array:
 def load_base_rates() -> Array:
     """How often each attribute is true in training, ``[K]``: exactly, over all pairs of digits."""
     sources = digits.load_splits().train
-    pairs = [
+    (left, right), inks = (
         np.meshgrid(each, each, indexing="ij") for each in (sources.labels, digits.ink_of(sources))
-    ]
-    (left, right), (left_ink, right_ink) = pairs
-    pair = Pair(left, right, left_ink, right_ink)
+    )
+    pair = Pair(left, right, *inks)
     return np.array([np.mean(attribute(pair)) for attribute in ATTRIBUTES.values()])
 
 
@@ -130,41 +123,14 @@ def compose(key: jax.Array, sources: digits.Sources, size: int) -> Pictures:
     return Pictures(pictures.pixels, attributes_of(pair))
 
 
-def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 4,000 for each test."""
-    splits = digits.load_splits()
-    train_key, *held_out_keys = jax.random.split(jax.random.key(2), 3)
-    train = _problem.compose_batches(
-        lambda key, size: compose(key, splits.train, size), train_key, steps, seeds, batch_size
-    )
-    validation, test = (
-        compose(key, sources, HELD_OUT)
-        for key, sources in zip(held_out_keys, splits[1:], strict=True)
-    )
-    return Data(train, validation, test)
+load_data = functools.partial(digits.load_data, draw=compose, key=2, held_out=HELD_OUT)
 
-
-# --- Tasks ----------------------------------------------------------------------------------------
-
-
-class Network(nnx.Module):
-    """140-64-32, and a linear head for each attribute."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(digits.HEIGHT * digits.WIDTH, 64, rngs=rngs)
-        self.narrow = nnx.Linear(64, 32, rngs=rngs)
-        self.heads = nnx.Linear(32, K, rngs=rngs)
-
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """``[..., 140]``, from 0 to 255, to the attributes' log odds, ``[..., K]``."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
-        log_odds: jax.Array = self.heads(hidden)
-        return log_odds
+network = functools.partial(_problem.Network, (digits.HEIGHT * digits.WIDTH, 64, 32, K))
 
 
 def apply(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     """The attributes' log odds, ``[..., K]``, as a pure function."""
-    log_odds: jax.Array = _problem.apply(Network, params, pictures.pixels)
+    log_odds: jax.Array = _problem.apply(network, params, pictures.pixels / 255)
     return log_odds
 
 
@@ -185,4 +151,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     return jnp.where(jnp.isnan(log_odds).any(axis=0), jnp.nan, errors)
 
 
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)

@@ -1,13 +1,14 @@
 r"""Overlapping handwritten digits.
 
 A multi-task problem made as MultiMNIST was, from the 1,797 digits (8 x 8 pixels, 17 grey levels)
-that scikit-learn ships. Two digits overlap on a canvas of 10 x 14 pixels under fresh noise, and a
-small network tells what the left one is, what the right one is, how the left one looked before the
-right one and the noise covered it, and how much ink the right one has. Each task has the loss that
-comes naturally and the units that come with it, so the losses are five orders of magnitude apart
-at first, and none can be brought to zero: the noise sees to that.
+that scikit-learn ships. Two overlap on a canvas of 10 x 14 pixels under fresh noise, and a small
+network tells what the left one is, what the right one is, how the left one looked before the right
+one and the noise covered it, and how much ink the right one has: losses in units of their own, at
+first five orders of magnitude apart, none of which can be brought to zero.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Data, Task
@@ -74,60 +74,46 @@ def load_splits() -> Splits:
 
 
 def compose(key: jax.Array, sources: Sources, size: int) -> Pictures:
-    """Draws pictures of two digits each, at random places and under fresh noise.
-
-    Returns:
-      ``[size]`` pictures.
-    """
+    """Draws ``[size]`` pictures of two digits each, at random places and under fresh noise."""
     which_key, place_key, noise_key = jax.random.split(key, 3)
     left, right = jax.random.randint(which_key, (2, size), 0, len(sources.labels))
-    left_place, right_place = jax.random.randint(
-        place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS)
-    )
+    places = jax.random.randint(place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS))
     canvas = jnp.maximum(
-        _placed(sources.images, LEFT_COLUMNS)[left, left_place],
-        _placed(sources.images, RIGHT_COLUMNS)[right, right_place],
+        _placed(sources.images, LEFT_COLUMNS)[left, places[0]],
+        _placed(sources.images, RIGHT_COLUMNS)[right, places[1]],
     )
     noisy = canvas / LEVELS + NOISE * jax.random.normal(noise_key, canvas.shape)
     images, labels = jnp.asarray(sources.images), jnp.asarray(sources.labels)
-    return Pictures(
-        pixels=jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8),
-        left=labels[left],
-        right=labels[right],
-        clean=images[left].reshape(size, DIGIT * DIGIT),
-        ink=jnp.asarray(ink_of(sources))[right],
-    )
+    pixels = jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8)
+    clean = images[left].reshape(size, DIGIT * DIGIT)
+    ink = jnp.asarray(ink_of(sources))[right]
+    return Pictures(pixels, labels[left], labels[right], clean, ink)
 
 
 def ink_of(sources: Sources) -> Array:
     """The sum of each digit's grey levels, ``[N]``."""
-    ink: Array = sources.images.sum(axis=(1, 2), dtype=np.int32)
-    return ink
+    return np.asarray(sources.images.sum(axis=(1, 2), dtype=np.int32))
 
 
 def _placed(images: Array, columns: Sequence[int]) -> jax.Array:
     """Every digit at every place, ``[N, 9, 140]``: to look one up is faster than to draw it."""
     canvases = [
-        np.pad(
-            images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)]
-        ).reshape(-1, HEIGHT * WIDTH)
-        for row in ROWS
-        for column in columns
+        np.pad(images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)])
+        for row, column in itertools.product(ROWS, columns)
     ]
-    return jnp.asarray(np.stack(canvases, axis=1))
+    return jnp.asarray(np.stack(canvases, axis=1).reshape(len(images), -1, HEIGHT * WIDTH))
 
 
-def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-    """Composes the pictures: ``[steps, seeds, batch_size]`` for training, 2,000 for each test."""
-    splits = load_splits()
-    train_key, validation_key, test_key = jax.random.split(jax.random.key(1), 3)
-    return Data(
-        train=_problem.compose_batches(
-            lambda key, size: compose(key, splits.train, size), train_key, steps, seeds, batch_size
-        ),
-        validation=compose(validation_key, splits.validation, HELD_OUT),
-        test=compose(test_key, splits.test, HELD_OUT),
-    )
+def load_data(
+    steps: int, seeds: Sequence[int], batch_size: int, draw: Any = compose, key: int = 1,
+    held_out: int = HELD_OUT,
+) -> Data:  # fmt: skip
+    """Composes the pictures: those of training by seed, as many for validation as for the test."""
+    train, *others = load_splits()
+    train_key, *keys = jax.random.split(jax.random.key(key), 3)
+    own = functools.partial(draw, sources=train, size=batch_size)
+    batches = _problem.compose_batches(own, train_key, steps, seeds)
+    return Data(batches, *(draw(*each, held_out) for each in zip(keys, others, strict=True)))
 
 
 # --- Tasks ----------------------------------------------------------------------------------------
@@ -151,39 +137,27 @@ class Outputs(NamedTuple):
     ink: jax.Array  # [...], grey levels
 
 
-class Network(nnx.Module):
-    """140-96-64, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(HEIGHT * WIDTH, 96, rngs=rngs)
-        self.narrow = nnx.Linear(96, 64, rngs=rngs)
-        self.heads = nnx.Linear(64, 10 + 10 + DIGIT * DIGIT + 1, rngs=rngs)
-
-    def __call__(self, pixels: jax.Array) -> Outputs:
-        """``[..., 140]``, from 0 to 255."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(pixels / 255))))
-        left, right, clean, ink = jnp.split(self.heads(hidden), [10, 20, 84], axis=-1)
-        return Outputs(left, right, clean, ink[..., 0])
+network = functools.partial(_problem.Network, (HEIGHT * WIDTH, 96, 64, 10 + 10 + DIGIT * DIGIT + 1))
 
 
 def apply(params: chex.ArrayTree, pictures: Pictures) -> Outputs:
     """The network with these parameters, as a pure function."""
-    outputs: Outputs = _problem.apply(Network, params, pictures.pixels)
-    return outputs
+    outputs = _problem.apply(network, params, pictures.pixels / 255)
+    left, right, clean, ink = jnp.split(outputs, [10, 20, 84], axis=-1)
+    return Outputs(left, right, clean, ink[..., 0])
 
 
 def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     """The K losses, ``[K]``, in the order of ``TASKS``."""
     outputs = apply(params, pictures)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    return jnp.stack(
-        [
-            jnp.mean(cross_entropy(outputs.left, pictures.left)),
-            jnp.mean(cross_entropy(outputs.right, pictures.right)),
-            jnp.mean((outputs.clean - pictures.clean / LEVELS) ** 2),
-            jnp.mean((outputs.ink - pictures.ink) ** 2),
-        ]
+    losses = (
+        cross_entropy(outputs.left, pictures.left),
+        cross_entropy(outputs.right, pictures.right),
+        (outputs.clean - pictures.clean / LEVELS) ** 2,
+        (outputs.ink - pictures.ink) ** 2,
     )
+    return jnp.stack([jnp.mean(each) for each in losses])
 
 
 def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
@@ -199,4 +173,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     )
 
 
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)

@@ -1,16 +1,14 @@
 r"""Partial differential equations, solved by a network.
 
 A network u is trained to solve an equation: its *residual* in the domain, and its misfit at the
-*boundary* and at the *initial* time, are the tasks. The solutions are known in closed form: of
-Burgers' equation in one dimension and time a travelling front; of Helmholtz' on a square a product
-of sines, where the residual's gradients drown the boundary's (Wang, Teng, Perdikaris 2021). In
-theirs the solution is 0 on the boundary, so that u = 0 has no boundary loss at all. The same
-solution, shifted, has a boundary loss that only the solution brings to 0. Each step sees all
-points, which are fixed, so the losses carry no noise of sampling.
+*boundary* and at the *initial* time, are the tasks. The solutions are known: of Burgers' equation a
+travelling front; of Helmholtz' on a square a product of sines, where the residual's gradients drown
+the boundary's, with 0 on the boundary, so that u = 0 has no boundary loss at all, or shifted. Each
+step sees all points, which are fixed, so the losses carry no noise of sampling.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -21,7 +19,7 @@ import numpy.typing as npt
 from flax import nnx
 
 from famo_jax.experiments.problems import _problem
-from famo_jax.experiments.problems._problem import Data, Problem, Task
+from famo_jax.experiments.problems._problem import Problem, Task
 
 Array = npt.NDArray[Any]
 Field = Callable[[jax.Array], jax.Array]  # [N, 2] points -> [N] values
@@ -33,7 +31,6 @@ class Equation(NamedTuple):
     """A differential equation on a rectangle, and its solution."""
 
     title: str
-    axes: tuple[str, str]  # the coordinates
     low: tuple[float, float]
     high: tuple[float, float]
     residual: Callable[[Field], Field]  # of a field that may solve the equation or not
@@ -64,12 +61,8 @@ def burgers_residual(u: Field) -> Field:
 
 
 def burgers_front(points: jax.Array) -> jax.Array:
-    r"""A front that travels from left to right.
-
-    .. math:: u = c - a \tanh \frac{a (x - x_0 - c t)}{2 \nu}
-    """
-    x, t = points[:, 0], points[:, 1]
-    distance = x - START - SPEED * t
+    """A front that travels right, u = c - a tanh(a (x - x_0 - c t) / (2 nu))."""
+    distance = points[:, 0] - START - SPEED * points[:, 1]
     return SPEED - HEIGHT * jnp.tanh(HEIGHT * distance / (2 * VISCOSITY))
 
 
@@ -95,23 +88,15 @@ def helmholtz(title: str, shift: float) -> Equation:
     """On the square [-1, 1] x [-1, 1]."""
     exact = functools.partial(sine_product, shift=shift)
     residual = functools.partial(helmholtz_residual, exact=exact)
-    return Equation(title, ("x", "y"), (-1.0, -1.0), (1.0, 1.0), residual, exact, evolves=False)
+    words = f"Helmholtz' equation in two dimensions, {title} on the boundary"
+    return Equation(words, (-1.0, -1.0), (1.0, 1.0), residual, exact, evolves=False)
 
 
+_BURGERS = "Burgers' equation in one dimension and time, a travelling front"
 EQUATIONS = {
-    "burgers": Equation(
-        "Burgers' equation in one dimension and time, a travelling front",
-        ("x", "t"),
-        (0.0, 0.0),
-        (1.0, 1.0),
-        burgers_residual,
-        burgers_front,
-        evolves=True,
-    ),
-    "helmholtz": helmholtz("Helmholtz' equation in two dimensions, 0 on the boundary", 0.0),
-    "helmholtz-shifted": helmholtz(
-        "Helmholtz' equation in two dimensions, not 0 on the boundary", 0.15
-    ),
+    "burgers": Equation(_BURGERS, (0.0, 0.0), (1.0, 1.0), burgers_residual, burgers_front, True),
+    "helmholtz": helmholtz("0", 0.0),
+    "helmholtz-shifted": helmholtz("not 0", 0.15),
 }
 TERMS = ("residual", "boundary", "initial")
 INTERIOR, EDGE, EVALUATION = 12, 16, 51  # points along an axis
@@ -161,30 +146,22 @@ def relative_error(equation: Equation, field: Field) -> jax.Array:
 
 
 class Network(nnx.Module):
-    """2-32-32-1 with tanh, on coordinates between -1 and 1."""
+    """2-32-32-1 with tanh."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
-        linear = functools.partial(
-            nnx.Linear, kernel_init=nnx.initializers.glorot_normal(), rngs=rngs
-        )
+        init = nnx.initializers.glorot_normal()
+        linear = functools.partial(nnx.Linear, kernel_init=init, rngs=rngs)
         self.first, self.second, self.last = linear(2, 32), linear(32, 32), linear(32, 1)
 
     def __call__(self, points: jax.Array) -> jax.Array:
-        """``[N, 2]`` to ``[N]``."""
+        """Coordinates between -1 and 1, ``[N, 2]``, to ``[N]``."""
         return self.last(jnp.tanh(self.second(jnp.tanh(self.first(points)))))[:, 0]
 
 
 def field_of(equation: Equation, params: chex.ArrayTree) -> Field:
     """The network with these parameters, on the problem's own coordinates."""
     low, high = np.array(equation.low), np.array(equation.high)
-
-    def field(points: jax.Array) -> jax.Array:
-        values: jax.Array = _problem.apply(
-            Network, params, (2 * points - low - high) / (high - low)
-        )
-        return values
-
-    return field
+    return lambda points: _problem.apply(Network, params, (2 * points - low - high) / (high - low))
 
 
 def term_loss(equation: Equation, term: str, params: chex.ArrayTree) -> jax.Array:
@@ -201,17 +178,13 @@ def problem_of(equation: Equation) -> Problem:
     """The terms of an equation as tasks; the metrics are the relative error, then the losses."""
     terms = terms_of(equation)
 
-    def load_data(steps: int, seeds: Sequence[int], _: int) -> Data:
-        nothing = jnp.zeros((steps, len(seeds), 0))  # all points are seen in each step
-        return Data(nothing, nothing[:0], nothing[:0])
-
     def metrics(params: chex.ArrayTree, _: Any, __: Any) -> jax.Array:
         error = relative_error(equation, field_of(equation, params))
         return jnp.concatenate([error[None], task_losses(equation, params)])
 
     return Problem(
         tasks=tuple(Task(term, f"{term}, MSE", term, 3) for term in terms),
-        load_data=load_data,
+        load_data=_problem.no_data,
         init=lambda seeds: (_problem.init_params(Network, seeds), ()),
         losses=lambda params, state, *_: (task_losses(equation, params), state),
         metrics=metrics,

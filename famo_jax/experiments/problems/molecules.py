@@ -3,21 +3,16 @@ r"""Eleven properties of small molecules.
 A regression in the shape of QM9's, without a download. Molecules of at most nine heavy atoms (C, N,
 O, F), as QM9's are, come from scaffolds with two places for substituents, all combinations of them,
 each molecule once by its canonical SMILES. RDKit computes eleven properties in the units that are
-usual for them. Their standard deviations range from 0.04 to over 100.
+usual for them, of standard deviations from 0.04 to over 100. No property is scaled.
 
 The input is the Morgan fingerprint of radius 1 (Rogers and Hahn 2010): how often each neighbourhood
 of an atom occurs, folded onto 64 counts. Many neighbourhoods share a count, and how the
 neighbourhoods are joined is not told: what that leaves open is the noise of a task, none is added.
-It is small for what sums over atoms, as the mass does, and large for the shape of the molecule.
-
-Molecules are split, so that none of the test was seen in training. Outputs are deviations from the
-mean over the training molecules; no property is scaled, but in ``STANDARDISED``, where each is
-learned in standard deviations of the training molecules.
 """
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -25,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from flax import nnx
 
 from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Data, Task
@@ -35,31 +29,13 @@ Array = npt.NDArray[Any]
 # --- Molecules ------------------------------------------------------------------------------------
 
 # SMILES, {} where a substituent goes: chains, carbonyls, rings, and aromatic rings.
-SCAFFOLDS = (
-    "C({})({})",
-    "C({})C{}",
-    "C({})CC{}",
-    "C({})=C{}",
-    "O(C{})C{}",
-    "N({})C{}",
-    "C(=O)({}){}",
-    "C1({})CC1{}",
-    "C1({})CCC1{}",
-    "C1({})CCCC1{}",
-    "C1({})OC1{}",
-    "C1({})CCOC1{}",
-    "C1({})CN1{}",
-    "c1c({})cccc1{}",
-    "c1c({})ccc({})c1",
-    "c1c({})nccc1{}",
-    "c1c({})oc({})c1",
-    "c1({})nc({})[nH]c1",
+_SCAFFOLDS = (
+    "C({})({}) C({})C{} C({})CC{} C({})=C{} O(C{})C{} N({})C{} C(=O)({}){} C1({})CC1{} "
+    "C1({})CCC1{} C1({})CCCC1{} C1({})OC1{} C1({})CCOC1{} C1({})CN1{} c1c({})cccc1{} "
+    "c1c({})ccc({})c1 c1c({})nccc1{} c1c({})oc({})c1 c1({})nc({})[nH]c1"
 )
-SUBSTITUENTS = (
-    *("[H]", "F", "O", "N", "C"),
-    *("C#N", "C=O", "CC", "CO", "CN", "CF", "OC", "NC", "C=C", "C#C"),
-    *("C(F)F", "C(=O)O", "C(N)=O", "C(C)=O", "C(C)C"),
-)
+_SUBSTITUENTS = "[H] F O N C C#N C=O CC CO CN CF OC NC C=C C#C C(F)F C(=O)O C(N)=O C(C)=O C(C)C"
+SCAFFOLDS, SUBSTITUENTS = _SCAFFOLDS.split(), _SUBSTITUENTS.split()
 MOST_ATOMS = 9  # without hydrogen
 COUNTS = 64
 SHARES = (0.6, 0.2)  # of the molecules, to train on and to choose by; the rest is the test
@@ -85,21 +61,11 @@ def load_smiles() -> tuple[str, ...]:
     """The molecules, in canonical SMILES, each once."""
     from rdkit import Chem
 
-    texts = (
-        scaffold.format(*pair)
-        for scaffold in SCAFFOLDS
-        for pair in itertools.product(SUBSTITUENTS, repeat=2)
-    )
-    molecules = (Chem.MolFromSmiles(text) for text in texts)
-    return tuple(
-        sorted(
-            {
-                Chem.MolToSmiles(molecule)
-                for molecule in molecules
-                if 2 <= molecule.GetNumHeavyAtoms() <= MOST_ATOMS
-            }
-        )
-    )
+    pairs = list(itertools.product(SUBSTITUENTS, repeat=2))
+    texts = (scaffold.format(*pair) for scaffold in SCAFFOLDS for pair in pairs)
+    molecules = map(Chem.MolFromSmiles, texts)
+    small = (each for each in molecules if 2 <= each.GetNumHeavyAtoms() <= MOST_ATOMS)
+    return tuple(sorted(set(map(Chem.MolToSmiles, small))))
 
 
 def counts_of(molecule: Any) -> Array:
@@ -142,25 +108,18 @@ def load_splits() -> Splits:
     """Computes the molecules' inputs and properties, and splits them at random."""
     from rdkit import Chem
 
-    molecules = [Chem.MolFromSmiles(text) for text in load_smiles()]
-    every = Molecules(
-        np.stack([counts_of(molecule) for molecule in molecules]),
-        np.array([properties_of(molecule) for molecule in molecules], np.float32),
-    )
+    molecules = list(map(Chem.MolFromSmiles, load_smiles()))
+    counts = np.stack(list(map(counts_of, molecules)))
+    properties = np.array(list(map(properties_of, molecules)), np.float32)
     order = np.random.default_rng(0).permutation(len(molecules))
     ends = (np.cumsum(SHARES) * len(order)).astype(int)
-    return Splits(*(Molecules(*(leaf[rows] for leaf in every)) for rows in np.split(order, ends)))
+    return Splits(*(Molecules(counts[own], properties[own]) for own in np.split(order, ends)))
 
 
 def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
     """Draws the batches: the numbers of molecules in the training set."""
     splits = load_splits()
-
-    def draw_rows(seed: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(1), seed)
-        return jax.random.randint(key, (steps, batch_size), 0, len(splits.train.counts))
-
-    rows = jax.vmap(draw_rows, out_axes=1)(jnp.asarray(seeds))
+    rows = _problem.draw_rows(steps, seeds, batch_size, 1, len(splits.train.counts))
     pool = jax.tree.map(jnp.asarray, splits.train)
     return Data(rows, splits.validation, splits.test, pool=pool)
 
@@ -186,28 +145,7 @@ TASKS = tuple(
 K = len(TASKS)
 
 
-class Network(nnx.Module):
-    """64-64-32, and a linear head for each task. The narrow trunk is what the tasks fight for."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.wide = nnx.Linear(COUNTS, 64, rngs=rngs)
-        self.narrow = nnx.Linear(64, 32, rngs=rngs)
-        self.heads = nnx.Linear(32, K, rngs=rngs)
-
-    def __call__(self, counts: jax.Array) -> jax.Array:
-        """``[..., 64]`` counts to ``[..., K]`` deviations from the mean."""
-        hidden = nnx.relu(self.narrow(nnx.relu(self.wide(counts.astype(float)))))
-        outputs: jax.Array = self.heads(hidden)
-        return outputs
-
-
-def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.Array:
-    """The K properties, ``[..., K]``, where a network speaks of deviations in these units."""
-    deviations: jax.Array = _problem.apply(Network, params, counts)
-    values: jax.Array = (
-        jnp.asarray(load_splits().train.properties.mean(axis=0)) + units * deviations
-    )
-    return values
+network = functools.partial(_problem.Network, (COUNTS, 64, 32, K))
 
 
 def spreads() -> Array:
@@ -216,31 +154,31 @@ def spreads() -> Array:
     return deviations
 
 
-def task_losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean squared errors, ``[K]``, in the squares of the units of ``TASKS``."""
-    errors = predict(params, molecules.counts) - molecules.properties
-    return jnp.mean(errors**2, axis=0)
+def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.Array:
+    """The K properties, ``[..., K]``: deviations in these units from the mean of the training."""
+    deviations: jax.Array = _problem.apply(network, params, counts.astype(float))
+    mean = jnp.asarray(load_splits().train.properties.mean(axis=0))
+    properties: jax.Array = mean + units * deviations
+    return properties
 
 
-def task_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
-    errors = predict(params, molecules.counts) - molecules.properties
-    return jnp.mean(jnp.abs(errors), axis=0)
+def of_units(units: Callable[[], Any]) -> _problem.Problem:
+    """The problem in which properties are learned in these units, ``[K]`` or one for all."""
+
+    def errors(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+        difference: jax.Array = predict(params, molecules.counts, units()) - molecules.properties
+        return difference
+
+    def losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+        """The K mean squared errors, ``[K]``, in the squares of the units."""
+        return jnp.mean((errors(params, molecules) / units()) ** 2, axis=0)
+
+    def metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+        """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
+        return jnp.mean(jnp.abs(errors(params, molecules)), axis=0)
+
+    return _problem.of_network(network, TASKS, load_data, losses, metrics)
 
 
-def standardised_losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean squared errors, ``[K]``, in variances over the training molecules."""
-    errors = predict(params, molecules.counts, spreads()) - molecules.properties
-    return jnp.mean((errors / spreads()) ** 2, axis=0)
-
-
-def standardised_metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-    """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
-    errors = predict(params, molecules.counts, spreads()) - molecules.properties
-    return jnp.mean(jnp.abs(errors), axis=0)
-
-
-PROBLEM = _problem.of_network(Network, TASKS, load_data, task_losses, task_metrics)
-STANDARDISED = _problem.of_network(
-    Network, TASKS, load_data, standardised_losses, standardised_metrics
-)
+PROBLEM = of_units(lambda: 1.0)
+STANDARDISED = of_units(spreads)

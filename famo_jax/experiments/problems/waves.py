@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from famo_jax.experiments.problems import _problem
 from famo_jax.experiments.problems._problem import Data, Problem, Task
 
 INPUTS, HIDDEN, ROWS, NOISE = 8, 32, 1024, 0.1
@@ -42,28 +42,23 @@ def init_params(key: jax.Array, num_tasks: int) -> list[dict[str, jax.Array]]:
     ]
 
 
-def task_losses(params: chex.ArrayTree, waves: Waves) -> jax.Array:
+def task_losses(params: Any, waves: Waves) -> jax.Array:
     """Mean squared errors, ``[K]``."""
-    layers: Any = params
     hidden = waves.x
-    for layer in layers[:-1]:
+    for layer in params[:-1]:
         hidden = jnp.tanh(hidden @ layer["kernel"] + layer["bias"])
-    return jnp.mean((hidden @ layers[-1]["kernel"] + layers[-1]["bias"] - waves.y) ** 2, axis=0)
+    return jnp.mean((hidden @ params[-1]["kernel"] + params[-1]["bias"] - waves.y) ** 2, axis=0)
 
 
 def problem_of(num_tasks: int) -> Problem:
     """Of K tasks, by the root of the mean squared error. Only training has noise."""
 
     def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-        def draw_rows(seed: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(3), seed)
-            return jax.random.randint(key, (steps, batch_size), 0, ROWS)
-
         train, validation, test = (
             make_waves(jax.random.key(split), num_tasks, noise)
             for split, noise in enumerate((NOISE, 0.0, 0.0))
         )
-        rows = jax.vmap(draw_rows, out_axes=1)(jnp.asarray(seeds))
+        rows = _problem.draw_rows(steps, seeds, batch_size, 3, ROWS)
         return Data(rows, validation, test, pool=train)
 
     def init(seeds: Sequence[int]) -> Any:
