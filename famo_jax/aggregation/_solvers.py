@@ -1,5 +1,6 @@
 """The algebra of Gram matrices: cosines, linear systems, fair weights, least squares."""
 
+import functools
 from typing import TypeAlias
 
 import jax
@@ -210,11 +211,27 @@ def onto_dual_cone(matrix: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
       matrix: A, ``[K, K]``, positive semidefinite with a diagonal of 1.
-      weights: w, ``[K]``.
+      weights: w, ``[..., K]``, of as many problems.
 
     Returns:
-      v, ``[K]``, at least w.
+      v, ``[..., K]``, at least w.
     """
+    pivot = jnp.vectorize(functools.partial(_pivot, matrix), signature="(k)->(k),()")
+    solve = lambda b, failed: nonnegative_least_squares(matrix, b, needed=failed)
+    u, failed = pivot(weights)
+    # Outside of the loop over problems, so that it costs nothing where all are solved.
+    inner = jax.lax.cond(
+        jnp.any(failed),
+        jnp.vectorize(solve, signature="(k),()->(k)"),
+        lambda b, failed: b,
+        -(weights @ matrix),
+        failed,
+    )
+    return weights + jnp.where(failed[..., None], inner, u)
+
+
+def _pivot(matrix: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """By pivoting, of one problem, v - w, ``[K]``, and whether that failed, ``[]``."""
     epsilon = epsilon_of(matrix)
     eye = jnp.eye(len(matrix), dtype=matrix.dtype)
     b = -(matrix @ weights)
@@ -246,6 +263,4 @@ def onto_dual_cone(matrix: jax.Array, weights: jax.Array) -> jax.Array:
     u, wrong = solve(free)
     start = free, u, wrong, jnp.sum(wrong), jnp.full((), 3), jnp.zeros((), int)
     _, u, wrong, *_ = jax.lax.while_loop(undecided, step, start)
-    failed = jnp.any(wrong)
-    inner = nonnegative_least_squares(matrix, b, needed=failed)
-    return weights + jnp.where(failed, inner, jnp.maximum(u, 0))
+    return jnp.maximum(u, 0), jnp.any(wrong)

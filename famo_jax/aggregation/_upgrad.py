@@ -97,5 +97,5 @@ def _weigh(
 ) -> tuple[jax.Array, UpgradState]:
     cosines, norms, _ = _solvers.correlation(gram, present)
     shares = norms / jnp.maximum(jnp.sum(present), 1)
-    projected = jax.vmap(_solvers.onto_dual_cone, (None, 0))(cosines, jnp.diag(shares))
+    projected = _solvers.onto_dual_cone(cosines, jnp.diag(shares))
     return jnp.sum(projected, axis=0) / norms, state
