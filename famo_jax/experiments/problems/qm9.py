@@ -300,7 +300,7 @@ def problem(
             _held_out([rows[seed][part] for seed in seeds], pool, counts) for part in (1, 2)
         ]
         pool = jax.tree.map(jnp.asarray, pool)
-        return Data(stream, *held_out, pool=pool, epoch=epoch, held_out_by_seed=True)
+        return Data(stream, *held_out, pool=pool, epoch=epoch)
 
     def scale(seed: int) -> Scale:
         of = table.targets if plan.scale_by == "all" else table.targets[rows[seed][0]]
