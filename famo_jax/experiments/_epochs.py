@@ -109,15 +109,15 @@ def train(
         carry, trace = advance(scaled, carry, key, pool, first, batches)
         metrics = arm.problem.metrics(carry.params, carry.state, held_out)
         now = score(metrics)
-        found = now, 1 + first // length, carry.params, carry.state
-        best = optax.tree.where(now <= watch.score, found, tuple(watch[:4]))
         rate = reduce.update((), watch.plateau, value=now)[1] if reduce else ()
+        found = Watch(now, 1 + first // length, carry.params, carry.state, rate)
+        best = optax.tree.where(now <= watch.score, found, watch._replace(plateau=rate))
         z, ends = trace.task_weights, None
         if z is not None:
             ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
             z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
         left = Epoch(trace.losses.mean(axis=0), z, ends, metrics, scale)
-        return (carry, Watch(*best, rate)), left
+        return (carry, best), left
 
     settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
     keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
@@ -170,7 +170,7 @@ def _stacked(trees: list[Any]) -> Any:
 def _arrays(shape: tuple[int, int], tests: Any, watch: Watch, past: Epoch) -> dict[str, Array]:
     # What never had a finite score has no best epoch.
     validation, test = (np.where(watch.epoch[:, None] > 0, each, np.nan) for each in tests)
-    arrays = {
+    arrays: dict[str, Any] = {
         "validation": validation,
         "test": test,
         "score": watch.score,
