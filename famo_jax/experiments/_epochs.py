@@ -74,7 +74,8 @@ def train(
     A setting's ``scale``, which a method may take, is that of the learning rate.
 
     Args:
-      arm: With streamed data, whose ``epoch`` divides the steps.
+      arm: With streamed data, whose ``epoch`` divides the steps, and validation and test data of
+        each seed: a leading axis on every leaf.
       saved: Where an earlier process came to.
       save: Called with the number of steps made and the state, after each epoch.
       tell: Called with what is being done.
@@ -84,7 +85,7 @@ def train(
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: of the best epoch the metrics ``validation``
       and ``test``, its ``score`` and number ``best_epoch``; by epoch ``losses``, ``task_weights``,
-      ``logit_ranges``, ``validation_curve`` and ``scale``.
+      ``validation_curve`` and ``scale``; and ``logit_range``, at the end and at most.
     """
     data, length = arm.data, arm.data.epoch
     assert length
@@ -108,27 +109,25 @@ def train(
         carry, trace = advance(scaled, carry, key, pool, first, batches)
         metrics = arm.problem.metrics(carry.params, carry.state, held_out)
         now = score(metrics)
-        found = now, 1 + first // length, carry.params, carry.state
-        best = optax.tree.where(now <= watch.score, found, tuple(watch[:4]))
         rate = reduce.update((), watch.plateau, value=now)[1] if reduce else ()
+        found = Watch(now, 1 + first // length, carry.params, carry.state, rate)
+        best = optax.tree.where(now <= watch.score, found, watch._replace(plateau=rate))
         z, ends = trace.task_weights, None
         if z is not None:
             ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
             z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
         left = Epoch(trace.losses.mean(axis=0), z, ends, metrics, scale)
-        return (carry, Watch(*best, rate)), left
+        return (carry, best), left
 
     settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
     keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
     pairs = [(i, j) for i in range(len(arm.settings)) for j in range(len(arm.seeds))]
 
-    def held_out(of: Any, seed: int) -> Any:
-        return _at(of, seed) if data.held_out_by_seed else of
-
     def pass_over(index: int, first: int, batches: Any) -> tuple[Network, Epoch]:
         i, j = pairs[index]
-        own = _at(settings, i), networks[index], keys[j], data.pool, first, batches[:, j]
-        after: tuple[Network, Epoch] = one_epoch(*own, held_out(data.validation, j))
+        rows = jax.tree.map(lambda leaf: leaf[:, j], batches)
+        own = _at(settings, i), networks[index], keys[j], data.pool, first, rows
+        after: tuple[Network, Epoch] = one_epoch(*own, _at(data.validation, j))
         return after
 
     networks = [start(_at(settings, i), _at(variables, j)) for i, j in pairs]
@@ -154,7 +153,7 @@ def train(
     tests, end = [], jax.jit(finish)
     for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
         best = carry._replace(params=watch.params, state=watch.state)
-        tests.append(end(best, held_out(data.validation, j), held_out(data.test, j)))
+        tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
     shape = len(arm.settings), len(arm.seeds)
     return _arrays(shape, _stacked(tests), _stacked([watch for _, watch in networks]),
                    _stacked(list(map(_stacked, past))))  # fmt: skip
@@ -169,8 +168,9 @@ def _stacked(trees: list[Any]) -> Any:
 
 
 def _arrays(shape: tuple[int, int], tests: Any, watch: Watch, past: Epoch) -> dict[str, Array]:
-    validation, test = tests
-    arrays = {
+    # What never had a finite score has no best epoch.
+    validation, test = (np.where(watch.epoch[:, None] > 0, each, np.nan) for each in tests)
+    arrays: dict[str, Any] = {
         "validation": validation,
         "test": test,
         "score": watch.score,

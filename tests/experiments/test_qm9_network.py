@@ -85,6 +85,13 @@ def official(drawn):
     return network
 
 
+@nnx.jit
+def apply(network, molecules):
+    """Features and outputs."""
+    features = network.encode(molecules)
+    return features, network.heads(features)
+
+
 # --- The official network -------------------------------------------------------------------------
 
 
@@ -98,10 +105,9 @@ def test_it_has_the_official_parameters():
 def test_outputs_are_the_official_ones(molecules):
     """Figures of torch-geometric, on 50 molecules in float32, whose own rounding is 2.3e-7."""
     expected = np.load(DATA / "official.npz")
-    network = official(weights())
-    features = network.encode(molecules)
+    features, outputs = apply(official(weights()), molecules)
     np.testing.assert_allclose(features, expected["features"], atol=1e-6)
-    np.testing.assert_allclose(network.heads(features), expected["outputs"], atol=1e-6)
+    np.testing.assert_allclose(outputs, expected["outputs"], atol=1e-6)
     assert np.std(expected["outputs"], axis=0).min() > 0.02  # molecules are told apart
 
 
@@ -143,8 +149,7 @@ def test_messages_are_those_of_the_definition(molecules):
         return np.concatenate([linear(f"head_{task}", features) for task in range(11)])
 
     some = jax.tree.map(lambda leaf: leaf[:5], molecules)
-    network = official(weights())
-    actual = network.heads(network.encode(some))
+    _, actual = apply(official(weights()), some)
     features, edges = qm9.atom_features(some), qm9.edge_features(some)
     for index, n in enumerate(np.sum(some.elements > 0, axis=1)):
         own = np.asarray(features[index, :n], np.float64), np.asarray(edges[index, :n, :n])
@@ -200,7 +205,7 @@ def test_weights_start_as_pytorchs():
 
 def test_the_order_of_the_atoms_and_padding_do_not_matter(molecules):
     network = official(weights())
-    expected = network.encode(molecules)
+    expected, _ = apply(network, molecules)
     order = np.random.default_rng(0).permutation(qm9.MOST_ATOMS)
     mixed = qm9.Molecules(
         molecules.elements[:, order],
@@ -208,13 +213,14 @@ def test_the_order_of_the_atoms_and_padding_do_not_matter(molecules):
         molecules.bonds[:, order][:, :, order],
         molecules.targets,
     )
-    np.testing.assert_allclose(network.encode(mixed), expected, atol=1e-6)
+    np.testing.assert_allclose(apply(network, mixed)[0], expected, atol=1e-6)
     small = jax.tree.map(lambda leaf: leaf[:5], molecules)
-    np.testing.assert_allclose(network.encode(qm9.trim(small, 5)), expected[:5], atol=1e-6)
+    np.testing.assert_allclose(apply(network, qm9.trim(small, 5))[0], expected[:5], atol=1e-6)
 
 
-def test_the_factored_step_takes_a_sixth_of_the_operations(molecules, table):
+def test_the_factored_step_takes_a_sixth_of_the_operations(molecules, table, monkeypatch):
     """Both counted: PyTorch's counter on the official step, XLA's on ours, over 120 molecules."""
+    monkeypatch.setattr(qm9, "GROUPS", 4)
     rows = np.arange(120) % 50
     rows = rows[np.argsort(table.counts[rows], kind="stable")]
     batch = jax.tree.map(lambda leaf: leaf[rows], molecules)
@@ -288,6 +294,14 @@ SEEDS, BATCH, EPOCHS = [0, 1], 8, 2
 PLAN = qm9.Plan(20, 10, 20)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_groups():
+    """What is compiled grows by the group."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qm9, "GROUPS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def problem(table):
     return qm9.problem(table, PLAN, SEEDS, BATCH, EPOCHS, width=8, edge_units=6)
@@ -319,14 +333,18 @@ def test_losses_are_of_the_z_scores_of_molecules_that_are(problem, data, table, 
     assert np.sum(rows == 50) == 4
     network, params, state = network_of(problem, 0)
     batch = jax.tree.map(lambda leaf: leaf[rows], data.pool)
-    losses, grads = famo_jax.losses_and_grads(
-        lambda params: problem.losses(params, state, batch, None)[0]
-    )(params, state=famo_jax.weighting.ls().init(params))
+
+    @jax.jit
+    def step(params):
+        losses_fn = lambda params: problem.losses(params, state, batch, None)[0]
+        return famo_jax.losses_and_grads(losses_fn)(params, state=famo_jax.weighting.ls().init(0))
+
+    losses, grads = step(params)
     real = rows[rows < 50]
     own = jax.tree.map(lambda leaf: leaf[real], molecules)
     mean, deviation = table.targets.mean(axis=0), table.targets.std(axis=0, ddof=1)
     z = (table.targets[real] - mean) / deviation
-    outputs = np.asarray(network.heads(network.encode(own)))
+    outputs = np.asarray(apply(network, own)[1])
     np.testing.assert_allclose(losses, np.mean((outputs - z) ** 2, axis=0), rtol=1e-4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
@@ -345,19 +363,17 @@ def test_the_clean_scale_is_of_the_training_molecules(table, problem):
         )
 
 
-def test_metrics_are_mean_absolute_errors_in_the_tables_units(
-    problem, data, table, molecules, monkeypatch
-):
+def test_metrics_are_mean_absolute_errors_in_the_tables_units(problem, data, table, molecules):
     for seed in SEEDS:
         network, params, state = network_of(problem, seed)
         for part, held_out in ((1, data.validation), (2, data.test)):
             rows = PLAN.rows(seed, 50)[part]
             own = jax.tree.map(lambda leaf, rows=rows: leaf[rows], molecules)
             mean, deviation = table.targets.mean(axis=0), table.targets.std(axis=0, ddof=1)
-            predicted = np.asarray(network.heads(network.encode(own))) * deviation + mean
+            predicted = np.asarray(apply(network, own)[1]) * deviation + mean
             errors = np.mean(np.abs(predicted - table.targets[rows]), axis=0)
             errors[[2, 3, 5, 6, 7, 8, 9]] *= 1000  # eV to meV
-            actual = problem.metrics(
+            actual = jax.jit(problem.metrics)(
                 params, state, jax.tree.map(lambda leaf, seed=seed: leaf[seed], held_out)
             )
             np.testing.assert_allclose(actual, errors, rtol=1e-4)
@@ -367,18 +383,21 @@ def test_chunks_of_what_is_held_out_may_be_partial(problem, table, monkeypatch):
     expected = problem.load_data(0, SEEDS, BATCH)
     _, params, state = network_of(problem, 0)
     first = lambda held_out: jax.tree.map(lambda leaf: leaf[0], held_out)
-    whole = problem.metrics(params, state, first(expected.test))
+    metrics = jax.jit(problem.metrics)
+    whole = metrics(params, state, first(expected.test))
     monkeypatch.setattr(qm9, "HELD_OUT_CHUNK", 3)
     parts = problem.load_data(0, SEEDS, BATCH).test
-    assert [part.elements.shape[1:3] for part in parts] == [(2, 3), (2, 3), (2, 3), (1, 3)]
-    np.testing.assert_allclose(problem.metrics(params, state, first(parts)), whole, rtol=1e-5)
+    assert [part.elements.shape[1:3] for part in parts] == [(4, 3), (3, 3)]
+    np.testing.assert_allclose(metrics(params, state, first(parts)), whole, rtol=1e-5)
 
 
 def test_the_way_over_the_features_is_the_same(problem, data):
     _, params, state = network_of(problem, 0)
     batch = jax.tree.map(lambda leaf: leaf[data.batches(0, 1)[0, 0]], data.pool)
     encode, heads = problem.features
-    features = encode(params, state, batch, None)
+    arguments = state, batch, None
+    features = jax.jit(encode)(params, *arguments)
     assert features.shape == (8, 8)
-    losses = heads(params, features, state, batch, None)
-    np.testing.assert_array_equal(losses, problem.losses(params, state, batch, None)[0])
+    losses = jax.jit(heads)(params, features, *arguments)
+    expected = jax.jit(problem.losses)(params, *arguments)[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)

@@ -207,8 +207,9 @@ class Network(nnx.Module):
         neighbours = jnp.maximum(jnp.sum(both, axis=-1, keepdims=True), 1)
         share = both / neighbours  # [B, n, n]: messages are averaged
         hidden = nnx.relu(self.edge(edge_features(molecules))) * share[..., None]
-        kernel = self.edge_matrix.kernel.reshape(-1, self.width)  # [units x in, out]
-        constant = self.edge_matrix.bias.reshape(self.width, self.width)
+        kernel = self.edge_matrix.kernel[...].reshape(-1, self.width)  # [units x in, out]
+        assert self.edge_matrix.bias is not None
+        constant = self.edge_matrix.bias[...].reshape(self.width, self.width)
         atoms = nnx.relu(self.lin0(atom_features(molecules)))
         for _ in range(ROUNDS):
             gathered = jnp.einsum("bijk,bjc->bikc", hidden, atoms)
@@ -296,11 +297,11 @@ def problem(
             return every[first - numbers[0] * epoch :][: last - first]
 
         pool = pad(table)
-        held_out = [
+        validation, test = (
             _held_out([rows[seed][part] for seed in seeds], pool, counts) for part in (1, 2)
-        ]
+        )
         pool = jax.tree.map(jnp.asarray, pool)
-        return Data(stream, *held_out, pool=pool, epoch=epoch, held_out_by_seed=True)
+        return Data(stream, validation, test, pool=pool, epoch=epoch)
 
     def scale(seed: int) -> Scale:
         of = table.targets if plan.scale_by == "all" else table.targets[rows[seed][0]]
@@ -342,10 +343,10 @@ def problem(
             real = is_molecule(chunk)[:, None]
             return jnp.sum(jnp.where(real, errors, 0), axis=0), jnp.sum(real)
 
-        totals = [jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(total, part))
-                  for part in held_out]  # fmt: skip
-        errors, count = map(sum, zip(*totals, strict=True))
-        return FACTORS * state.std * errors / count
+        totals = [jax.lax.map(total, part) for part in held_out]
+        errors = sum(jnp.sum(chunks, axis=0) for chunks, _ in totals)
+        found: jax.Array = FACTORS * state.std * errors / sum(jnp.sum(real) for _, real in totals)
+        return found
 
     return Problem(TASKS, load_data, init, losses, metrics, features=(encode, heads))
 
