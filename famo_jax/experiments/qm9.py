@@ -13,7 +13,7 @@ Every method is trained at every learning rate; validation chooses, on the mean 
 
 import argparse
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from famo_jax.experiments._methods import Method, described
 from famo_jax.experiments._study import Option, Study, Summary
 
 if TYPE_CHECKING:
-    from famo_jax.experiments._train import Arm, Results, Session
+    from famo_jax.experiments._train import Arm, Session
 
 # --- Settings -------------------------------------------------------------------------------------
 
@@ -190,10 +190,7 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
         settings = settings_of(METHODS[name], options)
         return _train.Arm(name, problem, data, steps, METHODS[name], settings, seeds, **more)
 
-    def plan_of(options: argparse.Namespace) -> "Generator[Sequence[Arm], Results, None]":
-        yield [arm(name) for name in options.methods]
-
-    runs = _train.run(plan_of, options, session)
+    runs = _train.run(iter([[arm(name) for name in options.methods]]), session)
     tell = session.row("time of a step")
     tell("measuring")
     times = _train.measure_steps(
@@ -287,7 +284,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
             "delta_m_by_seed": by_seed[name],
             "validation_delta_m": scores[name],
             "setting": arms[name]["settings"][index],
-            "edges": _statistics.edges(arms[name]["settings"][index], runs.facts["settings"]),
+            "edges": _statistics.edges([arms[name]["settings"][index]], runs.facts["settings"]),
             "best_epoch": own["best_epoch"][index],
             "losses": own["losses"][index].mean(axis=0),
             "validation_curve": _statistics.delta_m(
@@ -456,13 +453,12 @@ def draw(summary: Summary) -> Any:
             name for name in ("famo", "famo-ema-no-c") if "task_weights" in methods.get(name, {})
         ]
         forms = forms or [name for name, each in methods.items() if "task_weights" in each][:2]
-        colours = _plots.task_colours(len(tasks))
         for axes, name in zip(
             np.atleast_1d(below.subplots(1, max(len(forms), 1))), forms, strict=False
         ):
             weights = np.array(methods[name]["task_weights"])
-            series = dict(zip(tasks, zip(weights.T, colours, strict=True), strict=True))
-            _plots.lines(axes, epochs, series)
+            series = {task: (own, "#444444") for task, own in zip(tasks, weights.T, strict=True)}
+            _plots.lines(axes, epochs, series, _plots.LINES)
             axes.set_title(f"task weights of {name}")
             axes.set_xlabel("epoch")
     return figure
@@ -516,38 +512,16 @@ def _draw_means(axes: Any, methods: Mapping[str, Any]) -> None:
         _plots.estimates(axes, rows, "against ls (%): mean, 95%, each seed")
 
 
-FULL: dict[str, Any] = {
-    "preset": "small",
-    "seeds": 3,
-    "first_seed": 0,
-    "methods": ["ls", "si", "frozen", "first-loss", "uw", "famo", "famo-ema-no-c", "imtl-g"],
-    "learning_rate": None,
-    "gamma": [1e-3],
-    "width": None,
-    "edge_units": None,
-    "molecules": None,
-    "validation": None,
-    "test": TEST,
-    "batch_size": None,
-    "epochs": None,
-    "patience": None,
-    "scale_by": "all",
-    "data": None,
-    "split": None,
-}
+METHODS_SHOWN = "ls si frozen first-loss uw famo famo-ema-no-c imtl-g"
+FULL = f"--preset small --seeds 3 --first-seed 0 --gamma 1e-3 --scale-by all --test {TEST} "
+FULL += f"--methods {METHODS_SHOWN}"
 STUDY = Study(
     name="qm9",
     title="QM-9: eleven properties of real molecules, as in the paper",
     seconds=5400,
     full=FULL,
-    quick={
-        "seeds": 1,
-        "methods": ["ls", "si", "famo", "famo-ema-no-c"],
-        "learning_rate": [3e-3],
-        "molecules": 1000,
-        "epochs": 3,
-        "test": 2000,
-    },
+    quick="--seeds 1 --methods ls si famo famo-ema-no-c --learning-rate 3e-3 --molecules 1000 "
+    "--epochs 3 --test 2000",
     run=run,
     summarize=summarize,
     tables=tables,

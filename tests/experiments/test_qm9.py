@@ -70,7 +70,7 @@ def test_presets_are_the_official_settings_and_those_by_which_all_gain():
 def test_every_method_has_as_many_settings():
     options = type("Options", (), {"learning_rate": [0.1, 0.2], "gamma": [1e-3]})
     counts = {
-        len(study.settings_of(study.METHODS[name], options)) for name in study.FULL["methods"]
+        len(study.settings_of(study.METHODS[name], options)) for name in study.METHODS_SHOWN.split()
     }
     assert counts == {2}
 
@@ -292,5 +292,5 @@ def test_help_lists_every_method(capsys):
     for name in study.METHODS:
         assert f"  {name} " in printed
     assert "None" not in printed
-    assert set(study.FULL["methods"]) <= study.METHODS.keys()
+    assert set(study.METHODS_SHOWN.split()) <= study.METHODS.keys()
     assert _methods.METHODS["uw"].takes == ()  # the others' is as it was
