@@ -141,7 +141,7 @@ def test_every_method_of_the_library_is_there():
     }
     assert names - set(_methods.METHODS) == {"log-losses", "periodic"}  # around another one
     for name, method in _methods.METHODS.items():
-        tx = method.make(3, **{each: 0 for each in method.takes})
+        tx = method.make(3, **dict.fromkeys(method.takes, 0))
         state = jax.eval_shape(tx.init, {"x": jnp.ones(2)})
         assert _method.is_aggregation(state) == method.aggregates, name
 
