@@ -1,7 +1,6 @@
 """A run that is saved with Orbax, stopped, restored and continued ends with the same bits."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -213,10 +212,11 @@ def figures(folder):
 
 def steps_saved(folder):
     """Of all methods together."""
-    last = {}
-    for path in folder.glob("*/*.sha256"):
-        last[path.parent] = max(last.get(path.parent, 0), int(path.stem))
-    return sum(last.values())
+    steps = 0
+    for path in folder.glob("*.npz"):
+        with np.load(path) as saved:
+            steps += int(saved["steps"])
+    return steps
 
 
 def test_the_digits_killed_at_random_moments_end_with_the_same_figures(tmp_path):
@@ -277,18 +277,9 @@ def other_version(folder):
 
 
 def change_data(folder, change):
-    """Of the data files of the checkpoint."""
-    for path in (folder / "stl").rglob("d/*"):
-        path.write_bytes(change(path.read_bytes()))
-
-
-def other_content(folder):
-    """Whole, but not what is saved here."""
-    path = folder.absolute() / "stl" / "4"
-    shutil.rmtree(path)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, {"params": jnp.zeros(3)})
-    path.with_suffix(_checkpoint.DIGEST).write_text(_checkpoint._digest(path))
+    """Of the file of the checkpoint."""
+    path = folder / "stl.npz"
+    path.write_bytes(change(path.read_bytes()))
 
 
 def flip(data):
@@ -309,24 +300,17 @@ BAD = {
         "study.json, which is damaged",
     ),
     "another file": (lambda folder: (folder / "thesis.txt").touch(), "/thesis.txt"),
-    "another file of a method": (
-        lambda folder: (folder / "stl" / "notes").mkdir(),
-        "expected folders named by numbers of steps",
-    ),
-    "a file in a method's place": (
-        lambda folder: (folder / "rlw").touch(),
-        "expected a folder of checkpoints, got the file ",
-    ),
+    "a folder in a file's place": (lambda folder: (folder / "rlw.npz").mkdir(), "/rlw.npz"),
     "cut off": (
         lambda folder: change_data(folder, lambda data: data[:-100]),
-        "stl/4, which is damaged",
+        "stl.npz, which is damaged",
     ),
-    "other content": (other_content, "expected checkpoints of this version of famo_jax, got "),
-    "one bit wrong": (lambda folder: change_data(folder, flip), "stl/4, which is damaged"),
-    "emptied": (
-        lambda folder: [path.unlink() for path in content(folder / "stl" / "4")],
-        "stl/4, which is damaged",
+    "other content": (
+        lambda folder: np.savez(folder / "stl.npz", params=np.zeros(3)),
+        "stl.npz, which is damaged",
     ),
+    "one bit wrong": (lambda folder: change_data(folder, flip), "stl.npz, which is damaged"),
+    "emptied": (lambda folder: change_data(folder, lambda _: b""), "stl.npz, which is damaged"),
 }  # fmt: skip
 
 
@@ -364,10 +348,26 @@ def test_a_folder_in_use_needs_resume_and_resume_a_folder(checkpoints, capsys):
     assert content(checkpoints) == before
 
 
+def test_a_resumed_run_counts_what_was_before(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    session = []
+
+    def interrupted(now, _):
+        session.append(now)
+        _checkpoint.save(folder, "stl", 4, jnp.zeros(3), seconds=1000.0 * len(session))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_train, "train_arms", interrupted)
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            resume(folder)
+    elapsed = [time.perf_counter() - each.begun for each in session]
+    np.testing.assert_allclose(np.subtract(elapsed, elapsed[0]), [0, 1000, 2000], atol=600)
+
+
 def test_what_was_not_finished_is_passed_over(checkpoints, monkeypatch):
     """What a process leaves behind that is killed while it writes."""
-    (checkpoints / "stl" / "6").mkdir()  # its digest is missing
-    (checkpoints / "stl" / "8.orbax-checkpoint-tmp-7").mkdir()
+    (checkpoints / "stl.npz.tmp").touch()
     (checkpoints / "study.json.tmp").touch()
     found = []
     monkeypatch.setattr(
@@ -381,7 +381,7 @@ def test_what_was_not_finished_is_passed_over(checkpoints, monkeypatch):
     np.testing.assert_array_equal(state["params"], np.arange(999.0))
     assert state["key"] == jax.random.key(0)
     _checkpoint.save(checkpoints, "stl", 6, like)
-    assert sorted(path.name for path in (checkpoints / "stl").iterdir()) == ["6", "6.sha256"]
+    assert not (checkpoints / "stl.npz.tmp").exists()
 
 
 @pytest.mark.parametrize("size", [1000, 8192], ids="{} bytes a file".format)
@@ -395,7 +395,7 @@ def test_a_full_disk_ends_in_words_and_loses_nothing(
 
     before = content(checkpoints)
     monkeypatch.setattr(_train, "train_arms", save)
-    with pytest.raises(SystemExit, match=r"^error: no checkpoint could be written to .*stl/6: "):
+    with pytest.raises(SystemExit, match=r"^error: no checkpoint could be written to .*stl.npz: "):
         resume(checkpoints)
     assert "Traceback" not in capfd.readouterr().err  # of Orbax's threads, say
     assert content(checkpoints).items() >= before.items()

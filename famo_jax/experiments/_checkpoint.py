@@ -35,11 +35,7 @@ def open_folder(
 ) -> dict[str, Saved]:
     """What the folder holds of this study. Ends with a usage error where it is not this one's.
 
-    Args:
-      parser: For the errors.
-      folder: Created where it does not exist; None for no checkpoints.
-      resume: Whether to go on. Without it the folder must be empty.
-      study: What the figures depend on: settings and environment.
+    Without ``resume`` the folder must be empty. ``study`` is what the figures depend on.
     """
 
     def refuse(expected: str) -> NoReturn:
@@ -75,7 +71,7 @@ def open_folder(
         if path.suffix != SUFFIX or not path.is_file():
             refuse(f"nothing but checkpoints, got {path}")
         try:
-            with np.load(path) as arrays:
+            with np.load(io.BytesIO(path.read_bytes())) as arrays:
                 found[path.stem] = Saved(*(arrays[field] for field in Saved._fields))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             refuse(f"a checkpoint in {path}, which is damaged ({type(error).__name__}: {error})")

@@ -23,9 +23,6 @@ from famo_jax.experiments._study import Option, Study
 _P = ParamSpec("_P")
 
 
-# --- Endings --------------------------------------------------------------------------------------
-
-
 def ends_in_words(main: Callable[_P, None]) -> Callable[_P, None]:
     """Lets a program end with a line and status 1, not a traceback, where the machine fails it.
 
@@ -71,9 +68,6 @@ def _has_device() -> bool:
         return bool(jax.devices())
     except (RuntimeError, AssertionError):  # the second where a plugin is not installed
         return False
-
-
-# --- Values ---------------------------------------------------------------------------------------
 
 
 def _number(parse: Callable[[str], Any], least: float, expected: str, above: bool = False) -> Any:
@@ -193,9 +187,6 @@ def output_folder(parser: argparse.ArgumentParser, option: str, path: Path, *fil
             parser.error(f"argument {option}: expected {path / file} to be a file, got a folder")
 
 
-# --- The command ----------------------------------------------------------------------------------
-
-
 @ends_in_words
 def main(study: Study, arguments: Sequence[str] | None = None) -> None:
     """Runs a study or reads its runs, prints tables, and writes pictures and figures."""
@@ -205,7 +196,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         groups = _files.read(parser_of(study), study.name, options.source)
         for index, (folders, runs) in enumerate(groups.items()):
             if len(groups) > 1:
-                console.rule(folders)
+                console.print(f"{folders}:", soft_wrap=True, highlight=False)
             show(study, runs, options.out / f"{index + 1}" if index else options.out, console)
         return
     runs = _run(study, options, console)

@@ -30,7 +30,7 @@ QUICK = "--seeds 2 --methods stl ls si frozen famo famo-one-pass --learning-rate
 
 
 def study(
-    problem: Problem, facts: Callable[[], Mapping[str, Any]], full: str, **about: Any
+    problem: Problem, full: str, facts: Callable[[], Mapping[str, Any]] = dict, **about: Any
 ) -> Study:
     """A comparison of methods on a problem, with facts of its data."""
     words = "; stl, the baseline, is always run"
@@ -108,9 +108,6 @@ def run(
 
     runs = _train.run(plan(), session, timed=".*", rounds=5 if options.quick else 25)
     return runs._replace(facts=runs.facts | {"problem": dict(facts())})
-
-
-# --- Summaries ------------------------------------------------------------------------------------
 
 
 def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
@@ -197,8 +194,6 @@ def opponents(name: str) -> tuple[str, ...]:
     return ("ls", *CONTROLS, "first-loss", "uw", f"famo{c}", f"famo-one-pass{c}")
 
 
-# --- Tables ---------------------------------------------------------------------------------------
-
 MOST_COLUMNS = 4  # more tasks than that do not fit into 80 columns
 
 
@@ -266,14 +261,10 @@ def differences(forms: Mapping[str, Any]) -> Any:
     return table
 
 
-# --- Parts of the pictures ------------------------------------------------------------------------
-
 SHOWN = ("ls", "si", "famo", "famo-ema-no-c")  # few enough to be told apart
 
 
-def draw_overview(
-    summary: Summary, places: Sequence[float], label: Callable[[Any], Any], title: str
-) -> Any:
+def draw_overview(summary: Summary, places: Any, label: Callable[[Any], Any], title: str) -> Any:
     """How each of many tasks changes, at places on an axis to be labelled, and below it delta m."""
     names = [name for name in SHOWN if name in summary["methods"]]
     with _plots.picture(height=5.6) as figure:
@@ -289,7 +280,7 @@ def draw_overview(
         above.margins(y=0.08)
         above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
         label(above)
-        above.set_title(f"{title}: change against single-task networks (%)")
+        above.set_title(f"{title} against single-task networks' (%)")
         draw_delta_m(below, summary)
     return figure
 

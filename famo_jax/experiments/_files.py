@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -134,6 +135,8 @@ def join(one: Runs, other: Runs) -> Runs:
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON: arrays as lists, and null for what is not finite."""
     text = json.dumps(plain(content, None), indent=1, allow_nan=False, ensure_ascii=False)
+    # What holds no further lists takes one line.
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda flat: " ".join(flat[0].split()), text)
     write_bytes(path, (text + "\n").encode())
 
 

@@ -31,6 +31,11 @@ class Cell(NamedTuple):
     grid: Mapping[str, Sequence[float]]
 
 
+def label_of(form: str) -> str:
+    """Short, where it is said whether with c or without."""
+    return form.removesuffix("-no-c").removeprefix("famo-").replace("famo", "two-pass")
+
+
 def control_of(form: str) -> str:
     """The method that a form is beside its logits."""
     return SI if form == SI or METHODS[form].control == "si" else "frozen"
@@ -47,14 +52,7 @@ def plan(
 ) -> "_train.Plan":
     """Trains the controls at all rates of the model, then the forms at the rate of theirs.
 
-    Args:
-      cells: Where.
-      forms: Names in the table of methods.
-      rates: Of the model.
-      seeds: All.
-      steps: Of a training.
-      tuning: Which seeds choose.
-      **of_controls: ``probe``, of a cell's problem, and ``keep``; with them batches are halved.
+    Controls may be given a ``probe``, made of a cell's problem, and ``keep``: batches are halved.
     """
     from famo_jax.experiments import _train
 
@@ -128,12 +126,9 @@ def scores(
             )
             for split, which in (("validation", tuning), ("test", reported))
         )
-        control = not METHODS[name].control
-        found.chosen[name] = (
-            chosen_rate(runs.arrays, cell, name, tuning)
-            if control
-            else _statistics.choose(validation.mean(axis=-1))
-        )
+        own = _statistics.choose(validation.mean(axis=-1))
+        is_form = METHODS[name].control
+        found.chosen[name] = own if is_form else chosen_rate(runs.arrays, cell, name, tuning)
         found.settings[name] = runs.facts["arms"][f"{cell} {name}"]["settings"]
         found.test[name] = test
     return found
@@ -151,8 +146,10 @@ def draw(
         for panels, names in zip(grid, rows, strict=True):
             for axes, name in zip(panels, names, strict=True):
                 axes.axhline(0, color="black", linewidth=0.8)
-                axes.set_yscale("symlog", linthresh=10)  # one that fails would squeeze the rest
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                ends = [abs(each["mean"]) for own, _ in series[name].values() for each in own]
+                if max(ends) > 40:  # one that fails would squeeze the rest
+                    axes.set_yscale("symlog", linthresh=10)
+                    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 label, last = xlabel if names == rows[-1] else "", name == names[-1]
                 _plots.over_values(axes, values[name], series[name], label, labelled=last)
                 axes.set_title(name)

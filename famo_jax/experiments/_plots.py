@@ -97,7 +97,7 @@ def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]]) -> None:
 
 def over_values(
     axes: Any,
-    values: Sequence[Any],
+    values: Sequence[str],
     series: Mapping[str, tuple[Sequence[Estimate], str]],
     xlabel: str,
     labelled: bool = True,
@@ -116,8 +116,7 @@ def over_values(
         axes.errorbar(x, means, np.where(np.isfinite(bars), bars, 0), color=colour, fmt="o",
                       ls=line, markersize=3, linewidth=1.2, label=name)  # fmt: skip
         ends[name] = float(means[-1]), colour
-    shown = [f"{value:g}" if isinstance(value, int | float) else str(value) for value in values]
-    axes.set_xticks(range(len(values)), shown)
+    axes.set_xticks(range(len(values)), values)
     axes.set_xlabel(xlabel)
     if labelled:
         label_ends(axes, ends)

@@ -183,9 +183,6 @@ def over_all(arm: Arm) -> Functions:
     return Functions(begin, advance, finish)
 
 
-# --- A training -----------------------------------------------------------------------------------
-
-
 def stacked(settings: Sequence[Setting]) -> dict[str, jax.Array]:
     """``[settings]`` of each hyperparameter."""
     return {name: jnp.asarray([setting[name] for setting in settings]) for name in settings[0]}
@@ -197,13 +194,7 @@ def train(
     save: Callable[[int, Any], None] | None = None,
     tell: Callable[[str], None] = lambda status: None,
 ) -> dict[str, Array]:
-    """Trains all networks of an arm.
-
-    Args:
-      arm: Which.
-      saved: Where an earlier process came to.
-      save: Called with the number of steps made and the state, every now and then.
-      tell: Called with what is being done.
+    """Trains all networks of an arm, from where an earlier process came to, saved now and then.
 
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: the metrics ``validation`` and ``test``, the
@@ -254,9 +245,6 @@ def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Arr
         arrays["logit_range"] = np.stack(columns, axis=-1)
         arrays["task_weights"] = _statistics.thin(z, axis=2).astype(np.float32)
     return arrays | (arm.keep(trace.probed) if arm.probe else {})
-
-
-# --- A run ----------------------------------------------------------------------------------------
 
 
 class Session(NamedTuple):
@@ -337,9 +325,6 @@ def run(
         for arm in arms
     }
     return Runs({"arms": about, "times": times}, results)
-
-
-# --- Times ----------------------------------------------------------------------------------------
 
 
 def interleaved_seconds(

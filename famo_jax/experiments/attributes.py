@@ -7,30 +7,29 @@ chosen and compared stands in ``_comparison``.
 import functools
 from typing import Any
 
+import numpy as np
+
 from famo_jax.experiments import _command, _comparison
-from famo_jax.experiments.problems import attributes, digits
+from famo_jax.experiments.problems import attributes
 
 
 def draw(summary: Any) -> Any:
     """Each attribute's change over its base rate, and delta m."""
+    rates = list(summary["problem"]["base_rates"].values())
+    order = np.argsort(rates)
+    shown = [0, 3, 12, 24, 30, 36, 39]
 
     def label(axes: Any) -> None:
-        axes.set_xscale("log")
-        axes.set_xticks([0.01, 0.03, 0.1, 0.3, 0.9], ["1%", "3%", "10%", "30%", "90%"])
-        axes.set_xticks([], minor=True)
-        axes.set_xlabel("how many pictures have the attribute")
+        axes.set_xticks(shown, [f"{100 * rates[order[place]]:.0f}%" for place in shown])
+        axes.set_xlabel("attributes, by how many pictures have them")
 
-    rates = list(summary["problem"]["base_rates"].values())
-    return _comparison.draw_overview(summary, rates, label, "error of each attribute")
+    return _comparison.draw_overview(summary, np.argsort(order), label, "each attribute's error")
 
 
 def facts() -> dict[str, Any]:
     """Of the data."""
-    rates = attributes.load_base_rates()
     return {
-        "pictures_held_out": attributes.HELD_OUT,
-        "noise": digits.NOISE,
-        "base_rates": dict(zip(attributes.ATTRIBUTES, rates, strict=True)),
+        "base_rates": dict(zip(attributes.ATTRIBUTES, attributes.load_base_rates(), strict=True))
     }
 
 

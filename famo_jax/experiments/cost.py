@@ -168,9 +168,6 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     return Runs({"arms": {}, "tasks": found}, {})
 
 
-# --- What is shown --------------------------------------------------------------------------------
-
-
 def tables(summary: Summary) -> list[Any]:
     """A row for each step: time over the number of tasks, memory at most tasks that it has."""
     tasks = summary["tasks"]
@@ -210,7 +207,7 @@ def group_of(name: str) -> str:
     return "aggregation" if METHODS[name].aggregates else own
 
 
-COLOURS = {"other weighting": "#bbbbbb", "aggregation": "#882255", "at features": "#332288"}
+COLOURS = {"other weighting": "#888888", "aggregation": "#882255", "at features": "#332288"}
 COLOURS |= {name: METHODS[name].colour for name in ("famo-one-pass", "famo")}
 
 
@@ -239,11 +236,17 @@ def _draw_over_tasks(axes: Any, tasks: Mapping[str, Any], ratio: Callable[[Any],
             axes.fill_between(list(spans), low, high, color=colour, alpha=0.4, lw=1.4, label=group)
             if low == high:
                 axes.plot(list(spans), low, "o-", color=colour, markersize=3)
-            ends[group] = (low[-1] * high[-1]) ** 0.5, colour
+            ends[group] = (max(spans), (low[-1] * high[-1]) ** 0.5, colour)
     axes.set_xticks([*map(int, tasks)], [f"{int(k):,}" for k in tasks])
     axes.set_xticks([], minor=True)
     _plots.plain_numbers(axes.yaxis)
-    _plots.label_ends(axes, ends)
+    last = max(map(int, tasks))
+    _plots.label_ends(
+        axes, {name: (y, colour) for name, (x, y, colour) in ends.items() if x == last}
+    )
+    for name, (x, y, colour) in ends.items():
+        if x < last:
+            axes.text(1.3 * x, y, name, color=colour, va="center")
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -68,7 +68,12 @@ def draw_problem(summary: Any) -> Any:
     with _plots.picture(height=2.7) as figure:
         quiet, loud, errors = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
         draw_losses(quiet, summary, 1, shown, labelled=False)
-        draw_losses(loud, summary, 3, shown, labelled=True)
+        words = {"ls": "mean of the losses", "si": "mean of the logs", FAMO: "FAMO"}
+        ends = {
+            words[name]: (methods[name]["losses"][-1][1], METHODS[name].colour) for name in shown
+        }
+        _plots.label_ends(quiet, ends)
+        draw_losses(loud, summary, 3, shown, labelled=False)
         series = {}
         for name in shown:
             changes = _statistics.changes(methods[name]["test_by_seed"], baseline).T
@@ -80,16 +85,6 @@ def draw_problem(summary: Any) -> Any:
     return figure
 
 
-def facts() -> dict[str, Any]:
-    """Of the data."""
-    splits = digits.load_splits()._asdict()
-    return {
-        "sources": {name: len(split.labels) for name, split in splits.items()},
-        "pictures_held_out": digits.HELD_OUT,
-        "noise": digits.NOISE,
-    }
-
-
 STUDY = _comparison.study(
     name="digits",
     title="Multi-task methods on overlapping handwritten digits",
@@ -99,7 +94,6 @@ STUDY = _comparison.study(
     "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen " + _comparison.FORMS,
     quick="--steps 200 --seeds 2 --learning-rate 3e-3 --gamma 1e-3",
     pictures={"digits.png": draw, "problem.png": draw_problem},
-    facts=facts,
 )
 main = functools.partial(_command.main, STUDY)
 

@@ -100,9 +100,6 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     return runs._replace(facts=runs.facts | {"rest": rows})
 
 
-# --- What is shown --------------------------------------------------------------------------------
-
-
 def summarize(runs: Runs) -> dict[str, Any]:
     """By cell and form: the gain as tuned, and at the logits' usual rate at every gamma."""
     settings = runs.facts["settings"]
@@ -140,7 +137,7 @@ def tables(summary: Summary) -> list[Any]:
             tuned = own["tuned"]
             gains.add_row(
                 name if form == FORMS[0] else "",
-                form.removeprefix("famo-").removesuffix("-no-c").replace("no-c", "two-pass"),
+                _gains.label_of(form),
                 _tables.with_interval(tuned),
                 f"{tuned['gamma']:g}",
                 f"{tuned.get('logits_rate', RATE):g}",
@@ -155,13 +152,14 @@ def draw(summary: Summary) -> Any:
     cells = dict(list(summary["cells"].items())[:6])
     series = {
         name: {
-            form.removeprefix("famo-"): (own["by_gamma"], METHODS[form].colour)
+            _gains.label_of(form): (own["by_gamma"], METHODS[form].colour)
             for form, own in cell["forms"].items()
         }
         for name, cell in cells.items()
     }
+    shown: Any = lambda gamma: f"{gamma:g}".replace("0.0001", "1e-4")
     values = {
-        name: [each["gamma"] for each in cell["forms"][FORMS[0]]["by_gamma"]]
+        name: [shown(each["gamma"]) for each in cell["forms"][FORMS[0]]["by_gamma"]]
         for name, cell in cells.items()
     }
     names = list(cells)

@@ -108,8 +108,6 @@ def problem_of(pairs: Sequence[tuple[int, float]]) -> Problem:
     )
 
 
-# --- The run --------------------------------------------------------------------------------------
-
 NORMALIZERS = {"harmonic": "#d55e00", "geometric": "#009e73", "arithmetic": "#cc79a7"}
 NORMALIZERS |= {"none": "#0072b2"}
 SGD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -161,8 +159,6 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     return _train.run(iter([arms]), session)
 
 
-# --- What is shown --------------------------------------------------------------------------------
-
 QUANTITIES = ("other tasks", "near task", "all tasks")  # of which the excess is told
 
 
@@ -204,8 +200,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
                 "excess": {
                     each: list(map(geometric, values)) for each, (values, _) in pairs.items()
                 },
-                "over_harmonic": {
-                    each: list(map(geometric, values / theirs))
+                "over_harmonic": {  # at the last nearness
+                    each: geometric(values[-1] / theirs[-1])
                     for each, (values, theirs) in pairs.items()
                 },
             }
@@ -221,7 +217,7 @@ def tables(summary: Summary) -> list[Any]:
     )
     for cell, own in summary["cells"].items():
         for name, each in own.items():
-            ratios = (_tables.ratio(each["over_harmonic"][which][-1]) for which in QUANTITIES)
+            ratios = (_tables.ratio(each["over_harmonic"][which]) for which in QUANTITIES)
             first = name == "harmonic"
             decades = f"{each['c_decades'][-1]:.1f}"
             table.add_row(cell if first else "", name, decades, *(3 * ["1"] if first else ratios))
@@ -247,7 +243,7 @@ def draw(summary: Summary) -> Any:
                     name: (each["excess"][quantity], NORMALIZERS[name])
                     for name, each in summary["cells"][cell].items()
                 }
-                label = "near task's least loss" if row is rows[-1] else ""
+                label = "near task's least loss" if quantity == QUANTITIES[1] else ""
                 _plots.over_values(axes, values, series, label, labelled=axes is row[-1])
                 axes.set_title(f"{quantity}, {cell.partition(',')[0]}")
             row[0].set_ylabel("excess loss")
@@ -264,6 +260,7 @@ STUDY = Study(
     summarize=summarize,
     tables=tables,
     pictures={"normalizer.png": draw},
+    curves=frozenset({"excess"}),
     options={
         "nearness": Option(
             _command.non_negative_float, "the near task's least loss is 10^-K", True, "K"

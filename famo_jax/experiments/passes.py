@@ -88,9 +88,6 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     return runs
 
 
-# --- What is shown --------------------------------------------------------------------------------
-
-
 def summarize(runs: Runs) -> dict[str, Any]:
     """The gains in each cell, and what the measures add up to, with c and without."""
     found: dict[str, Any] = {condition: {} for condition in CONDITIONS}
@@ -126,7 +123,7 @@ def sums(own: dict[str, Array]) -> dict[str, Any]:
 
 def tables(summary: Summary) -> list[Any]:
     """With c and without: gains; leads with their intervals, and sums of the measures."""
-    short: Any = lambda form: form.removeprefix("famo-")
+    short = _gains.label_of
     leads = [f"{short(form)}\n- {short(other)}" for form, other in LEADS]
     gains_title = "Δm (%) over the control's, lower is better; below it gamma"
     more_title = "Differences of Δm; fall of log losses, by measure (tasks above)"
@@ -153,7 +150,7 @@ def draw(summary: Summary) -> Any:
     problems, sizes = (list(dict.fromkeys(each)) for each in zip(*cells, strict=True))
     series = {
         f"{problem}, {condition}": {
-            (form + c).removeprefix("famo-"): (
+            _gains.label_of(form): (
                 [summary[condition][f"{problem} {size}"]["gains"][form] for size in sizes],
                 METHODS[form + c].colour,
             )

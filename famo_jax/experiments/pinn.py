@@ -27,8 +27,6 @@ from famo_jax.experiments._methods import Method
 from famo_jax.experiments._study import Option, Study, Summary
 from famo_jax.experiments.problems import equations
 
-# --- Methods --------------------------------------------------------------------------------------
-
 
 @_method.aggregation
 class BalanceState(NamedTuple):
@@ -93,8 +91,6 @@ METHODS: dict[str, Method] = {
     **{name: each for name, each in _methods.METHODS.items() if name not in ("stl", "ls")},
 }
 
-# --- The run --------------------------------------------------------------------------------------
-
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
     """Every method at all settings on some seeds, then at the best of them on others."""
@@ -128,9 +124,6 @@ def choose(errors: Array) -> int:
     """The least geometric mean of ``[settings, seeds]``; a run that diverges is never the best."""
     with np.errstate(divide="ignore"):
         return _statistics.choose(np.log(_statistics.finite(errors)).mean(axis=-1))
-
-
-# --- The report -----------------------------------------------------------------------------------
 
 
 def summarize(runs: Runs) -> dict[str, Any]:

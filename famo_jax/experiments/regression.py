@@ -15,18 +15,8 @@ def draw(summary: Any) -> Any:
     """Each property's change, from the smallest spread to the greatest, and delta m."""
     names = [task["name"].replace(" ", "\n") for task in summary["tasks"]]
     label = lambda axes: axes.set_xticks(range(molecules.K), names)
-    title = "error of each property, from the smallest spread"
+    title = "each property's error"
     return _comparison.draw_overview(summary, range(molecules.K), label, title)
-
-
-def facts() -> dict[str, Any]:
-    """Of the data."""
-    splits = molecules.load_splits()
-    spread = splits.train.properties.std(axis=0)
-    return {
-        "molecules": {name: len(split.counts) for name, split in splits._asdict().items()},
-        "spread": dict(zip((task.name for task in molecules.TASKS), spread, strict=True)),
-    }
 
 
 STUDY = _comparison.study(
@@ -38,7 +28,6 @@ STUDY = _comparison.study(
     "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
     quick="--steps 200 " + _comparison.QUICK,
     pictures={"regression.png": draw},
-    facts=facts,
 )
 main = functools.partial(_command.main, STUDY)
 

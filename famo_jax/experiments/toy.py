@@ -15,7 +15,7 @@ stays 0.001 away from weights of 0 and 1, and its Nash-MTL has a length that fol
 
 import argparse
 import functools
-from collections.abc import Sequence
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,6 @@ def distance_to(front: Array, losses: Array) -> Array:
     return np.reshape(distances, losses.shape[:-1])
 
 
-# --- Methods --------------------------------------------------------------------------------------
-
-
 def _famo(name: str, **fixed: Any) -> Method:
     """A form of the table, with the official code's bounds and without decay."""
     make = lambda k: famo(k, weight_decay=0.0, min_losses=jnp.array(MIN_LOSSES), **fixed)
@@ -132,9 +129,6 @@ METHODS: dict[str, Method] = {
 # What the official code calls them.
 OFFICIAL = {name: name for name in ("famo", "mgda", "pcgrad", "cagrad")}
 OFFICIAL |= {"adam": "ls", "imtl-g": "imtl", "nash-mtl": "nashmtl"}
-
-
-# --- The run --------------------------------------------------------------------------------------
 
 EVERY = 100  # steps: of which the official code's trajectories keep a point
 
@@ -182,9 +176,7 @@ def load_reference(path: Path) -> dict[str, Array]:
         return {key.split("/")[0]: arrays[key].astype(np.float64) for key in keys}
 
 
-# --- What is shown --------------------------------------------------------------------------------
-
-PARTED = 1e-3
+PARTED, APART = 1e-3, "official_parts_at_step"
 
 
 def parting(params: Array, others: Array) -> list[float]:
@@ -213,7 +205,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
         found["losses"] = losses_of(params, sign)
         if official := runs.arrays.get(f"official {OFFICIAL.get(name)}"):
             theirs = official["params"][:, :points]
-            found["official_parts_at_step"] = parting(params, theirs)
+            found[APART] = parting(params, theirs)
             found["official_losses"] = losses_of(theirs[:, :: max(1, points // 100)], sign)
         summary[name] = found
     return {"starts": STARTS[settings["starts"]], "sign": sign, "methods": summary}
@@ -226,7 +218,7 @@ def tables(summary: Summary) -> list[Any]:
     parted = _tables.new("Steps until the official code's is apart", ["method"], starts, padding=1)
     for name, figures in summary["methods"].items():
         ends.add_row(name, *(f"{distance:.4f}" for distance in figures["distance"]))
-        if steps := figures.get("official_parts_at_step"):
+        if steps := figures.get(APART):
             parted.add_row(name, *(f"{step:,.0f}" if np.isfinite(step) else "-" for step in steps))
     notes = (
         f"In loss space, where the front spans 1 by 1. Apart: by {PARTED:g} of the distance from 0."
@@ -254,7 +246,7 @@ def draw(summary: Summary) -> Any:
                 landscape.plot(*np.transpose(path), line, color=colour)
         landscape.plot(*starts.T, "o", color="black", markersize=3)
         landscape.set(xlim=(-10, 10), ylim=(-10, 10), xlabel="$x_1$", ylabel="$x_2$")
-        landscape.set_title("mean loss: paths of famo (adam dotted)")
+        landscape.set_title("mean loss; famo, dotted adam")
         for axes, name in zip(panels, SHOWN, strict=True):
             axes.set(title=METHODS[name].description, xlabel="$L_1$", ylabel="$L_2$")
             axes.plot(*losses_of(pareto_set(201), sign).T, color="0.55", linewidth=4)
@@ -265,16 +257,17 @@ def draw(summary: Summary) -> Any:
             if "official_losses" in own:
                 dots = np.reshape(own["official_losses"], (-1, 2))
                 axes.plot(*dots.T, ".", color="black", markersize=1.5)
-                words = _difference(starts, own["official_parts_at_step"])
-                axes.text(0.03, 0.97, words, transform=axes.transAxes, va="top", fontsize=7)
+        words = [
+            f"{name} from ({x:g}, {y:g}), step {step:,.0f}"
+            for name in SHOWN
+            for (x, y), step in zip(starts, methods.get(name, {}).get(APART, []), strict=False)
+            if np.isfinite(step)
+        ]
+        if any(APART in own for own in methods.values()):
+            told = "Black dots: the official code's. By rounding they part from ours: "
+            lines = textwrap.wrap(told + ("; ".join(words) or "nowhere") + ".", 130)
+            figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left")
     return figure
-
-
-def _difference(starts: Array, steps: Sequence[float]) -> str:
-    """Where the dots are not on the lines, and why."""
-    pairs = zip(starts, steps, strict=True)
-    found = [f"({x:g}, {y:g}) from step {at:,.0f}" for (x, y), at in pairs if np.isfinite(at)]
-    return "\n".join(["dots: official code", *(["parted by rounding:", *found] if found else [])])
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The digits experiment: its pictures, its methods, its choice of settings, its command line."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from famo_jax.experiments import _methods
+from famo_jax.experiments import _comparison, _files, _methods, _tables
 from famo_jax.experiments import digits as study
 from famo_jax.experiments.problems import digits
 
@@ -140,7 +141,8 @@ def test_seeds_have_parameters_of_their_own():
 NAMES = [
     name
     for name in _methods.METHODS
-    if name in {*study.FULL["methods"], "frozen-no-c", "dwa", "amortized-mgda", "nash-mtl"}
+    if name in {"stl", "ls", "si", "frozen", *_comparison.FORMS.split()}
+    or name in {"frozen-no-c", "dwa", "amortized-mgda", "nash-mtl"}
 ]
 GRID = ["--steps", f"{STEPS}", "--seeds", f"{SEEDS}", "--batch-size", "16"]
 GRID += ["--learning-rate", *map(str, RATES), "--gamma", *map(str, GAMMAS)]
@@ -156,6 +158,7 @@ def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
     _, printed, summary = whole_run
     assert "…" not in printed
     lines = printed.partition("Means over")[0].splitlines()
+    assert max(map(len, lines)) <= 80
     for name in NAMES:
         cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
         assert len(cells) in (11, 12)  # "±" stands by itself; gamma is empty for some
@@ -173,11 +176,10 @@ def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
 
 
 def test_the_time_of_a_step_is_over_that_of_ls(whole_run):
-    _, _, summary = whole_run
-    methods = summary["methods"]
-    ls = methods["ls"]["step_seconds_of_one_network"]["median"]
-    for name, figures in methods.items():
-        own = figures["step_seconds_of_one_network"]["median"] / ls
+    folder, _, summary = whole_run
+    times = json.loads((folder / "study.json").read_text())["times"]
+    for name, figures in summary["methods"].items():
+        own = times[name]["median"] / times["ls"]["median"]
         networks = 4 if name == "stl" else 1
         assert figures["step_relative_to_ls"] == pytest.approx(networks * own, rel=1e-4)
 
@@ -195,11 +197,11 @@ def test_summaries_recompute_from_the_arrays(whole_run):
             np.testing.assert_allclose(figures["delta_m_by_seed"], by_seed, atol=1e-2)
             assert figures["delta_m"]["mean"] == pytest.approx(by_seed.mean(), abs=1e-2)
             if variants == 2:
-                scores = np.array(figures["validation_delta_m"]).reshape(2, 2)
-                for each, own in zip(figures["by_gamma"], scores, strict=True):
-                    assert own[RATES.index(each["learning_rate"])] == own.min()
+                own = arrays["stl/validation"].reshape(4, 2, SEEDS, 4).mean(axis=2)
+                on_validation = np.min([own[k, :, k] for k in range(4)], axis=1)
+                scores = (arrays[f"{name}/validation"].mean(axis=1) / on_validation).mean(axis=1)
                 chosen = GAMMAS.index(figures["gamma"]), RATES.index(figures["learning_rate"][0])
-                assert scores[chosen] == scores.min()
+                assert scores[2 * chosen[0] + chosen[1]] == scores.min()
                 own = arrays[f"{name}/test"][2 * chosen[0] + chosen[1]]
                 np.testing.assert_allclose(tests[name], own, rtol=1e-4)
             for other, against in figures["against"].items():
@@ -263,7 +265,37 @@ def test_other_settings_are_shown_side_by_side(whole_run, tmp_path, run_study):
     out = tmp_path / "both"
     printed, _ = run_study("digits", out, "--from", str(folder), str(tmp_path / "other"))
     assert printed.count("Means over 2 seeds") == 2
+    assert printed.index(folder.name) < printed.index("Means over") < printed.index("/other")
     assert (out / "2" / "digits.json").exists()
+
+
+def test_what_is_kept_has_no_curves_and_makes_the_same_tables(whole_run):
+    folder, printed, _ = whole_run
+    kept = _files.read_summary(folder / "digits.json")["summary"]
+    assert "losses" not in kept["methods"]["ls"]
+    assert (folder / "digits.json").stat().st_size < 40_000
+    table = _tables.text(study.STUDY.tables(kept))
+    assert table.splitlines() == [line.rstrip() for line in _after_progress(printed)]
+
+
+def _after_progress(printed):
+    lines = printed.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.split()[:2] == ["left", "right"])
+    last = max(index for index, line in enumerate(lines) if line.startswith("famo-ema-no-c"))
+    return lines[first : last + 1]
+
+
+def test_the_problem_shows_a_quiet_loss_the_loudest_and_the_errors(whole_run):
+    _, _, summary = whole_run
+    quiet, loud, errors = study.draw_problem(summary).get_axes()
+    for axes, task in ((quiet, 1), (loud, 3)):
+        assert [line.get_label() for line in axes.get_lines()] == ["ls", "si", "famo-ema-no-c"]
+        for line in axes.get_lines():
+            expected = np.array(summary["methods"][line.get_label()]["losses"])[:, task]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+    for bars in errors.containers:
+        change = list(summary["methods"][bars.get_label()]["change"].values())
+        np.testing.assert_allclose(bars.lines[0].get_ydata(), change, rtol=1e-3, atol=1e-3)
 
 
 def test_a_picture_shows_what_its_titles_say(whole_run):
@@ -271,6 +303,7 @@ def test_a_picture_shows_what_its_titles_say(whole_run):
     figure = study.draw(summary)
     panels = figure.get_axes()
     for task, axes in enumerate(panels[:4]):
+        assert {line.get_label() for line in axes.get_lines()} == set(study.SHOWN)
         assert axes.get_title(loc="left") == digits.TASKS[task].loss
         for line in axes.get_lines():
             expected = np.array(summary["methods"][line.get_label()]["losses"])[:, task]
@@ -283,7 +316,8 @@ def test_a_picture_shows_what_its_titles_say(whole_run):
     dots = [line for line in panels[5].get_lines() if line.get_marker() == "o"]
     assert [label.get_text() for label in panels[5].get_yticklabels()] == shown
     for name, dot in zip(shown, dots, strict=True):
-        assert dot.get_xdata() == [summary["methods"][name]["delta_m"]["mean"]]
+        by_seed = summary["methods"][name]["delta_m_by_seed"]
+        np.testing.assert_allclose(dot.get_xdata(), [np.mean(by_seed)], rtol=1e-4, atol=1e-3)
 
 
 def test_a_run_that_diverges_is_reported_as_such(tmp_path, run_study):

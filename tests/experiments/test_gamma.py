@@ -1,12 +1,11 @@
 """The gamma study: where logits rest, its scales of gamma, its choices, its command line."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
-from famo_jax.experiments import _methods, gamma
+from famo_jax.experiments import _files, _gains, _methods, _statistics, _tables, gamma
 from famo_jax.experiments.problems import digits, waves
 
 # --- The logits at rest ---------------------------------------------------------------------------
@@ -25,10 +24,10 @@ def fixed_point(decrease, decay, num_tasks):
     return solution.x
 
 
-@pytest.mark.parametrize(("num_tasks", "step_size", "decay"), [(2, 1e-3, 1e-3), (5, 1e-2, 3e-3)])
-def test_logits_come_to_rest_where_a_root_finder_says(num_tasks, step_size, decay):
-    logits = jax.jit(lambda: gamma.rest(num_tasks, decay, step_size, 6000))()
-    decrease = np.asarray(gamma.decreases(num_tasks, step_size), np.float64)
+@pytest.mark.parametrize(("num_tasks", "decay"), [(2, 1e-3), (5, 3e-4)])
+def test_logits_come_to_rest_where_a_root_finder_says(num_tasks, decay):
+    logits = gamma.rest(num_tasks, decay, 6000)
+    decrease = gamma.decreases(num_tasks)
     expected = fixed_point(decrease, decay, num_tasks)
     np.testing.assert_allclose(logits, expected, atol=0.01 * np.ptp(expected))
     again = gamma.predicted(expected, decrease, decay)
@@ -37,49 +36,38 @@ def test_logits_come_to_rest_where_a_root_finder_says(num_tasks, step_size, deca
 
 def test_decreases_are_spread_ninefold_around_the_step_size():
     for num_tasks in (2, 40):
-        decrease = gamma.decreases(num_tasks, 1e-3)
+        decrease = gamma.decreases(num_tasks)
         np.testing.assert_allclose(decrease.max() / decrease.min(), 9, rtol=1e-5)
-        np.testing.assert_allclose(decrease.mean(), 1e-3, rtol=1e-5)
+        np.testing.assert_allclose(decrease.mean(), gamma.STEP_SIZE, rtol=1e-5)
 
 
 # --- Choices --------------------------------------------------------------------------------------
 
 
-def synthetic(settings, seeds, values):
-    """Validation and test metrics ``[settings, seeds, K]`` from functions of both."""
-    shape = len(settings), seeds, digits.K
-    of = {split: np.ones(shape) for split in ("validation", "test")}
-    for split, seed, value in values:
-        of[split][:, seed] = np.reshape(value, (-1, 1))
-    return of
+def synthetic(values):
+    """Validation and test metrics ``[settings, seeds, K]``, the same on all tasks."""
+    metrics = np.repeat(np.array(values, float)[..., None], digits.K, axis=-1)
+    return {"validation": metrics, "test": metrics, "losses": np.ones(metrics.shape)}
 
 
 def test_settings_are_chosen_by_other_seeds_than_those_that_report():
-    settings = [{"gamma": g, "logits_rate": 0.025, "learning_rate": 1e-2} for g in (0.0, 1e-3)]
-    rates = [{"learning_rate": rate} for rate in gamma.MODEL_RATES]
-    both = [*((split, seed, [1.0, 2.0]) for split in ("validation", "test") for seed in (0, 1)),
-            *((split, 2, [2.0, 1.0]) for split in ("validation", "test"))]  # fmt: skip
-    stl = synthetic(4 * rates, 3, [])
-    arrays = {"batch 8 stl": stl, "batch 8 si": synthetic(rates, 3, [])}
-    arrays["batch 8 frozen"] = synthetic([{}], 3, [])
-    arrays |= {f"batch 8 {name}": synthetic(settings, 3, both) for name in gamma.NAMES}
-    arms = {name: {"settings": settings} for name in arrays}
-    runs = gamma.Runs({"arms": arms}, arrays)
-    for row in gamma.summarize_digits(runs, 8, seeds=2):
-        assert row["minus_control"]["gamma"] == 1e-3  # the best of seed 2
-        assert row["delta_m"]["mean"] == pytest.approx(100)  # by seeds 0 and 1
-
-
-def test_a_scale_over_k_is_gamma_over_k():
-    losses = jnp.exp(jax.random.normal(jax.random.key(0), (2, 3)))
-    logits = []
-    for scale, value in (("gamma", 0.1), ("gamma/K", 0.3)):
-        tx = gamma.with_scale("two-pass", scale).make(3, gamma=value)
-        state = tx.init(None)._replace(logits=jnp.array([0.5, 0.0, -0.5]))
-        for _ in range(3):
-            _, state = tx.update((), state, losses=losses[0], new_losses=losses[1])
-        logits.append(state.logits)
-    np.testing.assert_allclose(*logits, rtol=1e-5)
+    settings = {"usual": [{"gamma": 0.0}, {"gamma": 1e-3}]}
+    arrays = {"cell frozen-no-c": synthetic([[1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])}
+    forms = dict(zip(gamma.FORMS, ([6, 3, 3], [9, 3, 3], [3, 3, 9]), strict=True))
+    for form, second in forms.items():
+        arrays[f"cell {form}"] = synthetic([[3.3, 3.3, 5.0], second])
+    arms = {name: {"settings": settings["usual"]} for name in arrays}
+    runs = _files.Runs({"arms": arms}, arrays)
+    scores = _gains.scores(runs, "cell", gamma.FORMS, slice(2, None), slice(2))
+    assert scores.chosen["frozen-no-c"] == 1  # by seed 2; by the others 0
+    for form, second, chosen in zip(gamma.FORMS, forms.values(), (1, 1, 0), strict=True):
+        assert scores.chosen[form] == chosen
+        gain = scores.gain(form)
+        assert gain["gamma"] == settings["usual"][chosen]["gamma"]
+        values = (second if chosen else [3.3, 3.3])[:2]
+        assert gain["mean"] == pytest.approx(100 * (np.mean(values) - 3) / 3)  # si's: 3
+    lead = scores.gain(gamma.FORMS[0], other=gamma.FORMS[1])
+    assert lead["mean"] == pytest.approx(100 * (4.5 - 6) / 3)
 
 
 # --- Regressions ----------------------------------------------------------------------------------
@@ -107,12 +95,29 @@ def test_a_quick_run(tmp_path, run_study):
     arguments = ["--quick", "--steps", "10", "--gamma", "0", "1e-3", "--tasks", "2"]
     printed, summary = run_study("gamma", tmp_path, *arguments)
     assert max(map(len, printed.splitlines())) <= 80
-    assert [row["form"] for row in summary["digits"]] == list(gamma.NAMES)
-    assert {row["scale"] for row in summary["waves"]} == set(gamma.SCALES)
-    (axes,) = gamma.draw_digits(summary).get_axes()
-    for row, bars in zip(summary["digits"], axes.containers, strict=True):
-        line = bars.lines[0]
-        means = [each["mean"] for each in row["validation_minus_control"]]
-        np.testing.assert_allclose(line.get_ydata(), means)
-        assert line.get_color() == _methods.METHODS[row["form"]].colour
-    assert (tmp_path / "gamma_scaling.png").read_bytes().startswith(b"\x89PNG")
+    assert "…" not in printed
+    assert list(summary["cells"]) == ["digits, batch 8", "regressions, K 2"]
+    panels = gamma.draw(summary).get_axes()
+    for axes, (name, cell) in zip(panels, summary["cells"].items(), strict=True):
+        assert axes.get_title(loc="left") == name
+        gammas = {"0", "0.001", f"{0.1 / cell['num_tasks']:g}"}
+        assert {label.get_text() for label in axes.get_xticklabels()} == gammas
+        for (form, own), bars in zip(cell["forms"].items(), axes.containers, strict=True):
+            means = [each["mean"] for each in own["by_gamma"]]
+            np.testing.assert_allclose(bars.lines[0].get_ydata(), means)
+            assert bars.lines[0].get_color() == _methods.METHODS[form].colour
+
+
+def test_the_table_says_what_is_at_which_gamma():
+    def own(shift):
+        at = [{"gamma": g, **_statistics.estimate([g + shift, g + shift])} for g in (0, 1e-3, 0.05)]
+        return {"tuned": at[2] | {"logits_rate": 0.1}, "by_gamma": at}
+
+    forms = {form: own(10 * index) for index, form in enumerate(gamma.FORMS)}
+    summary = {"rest": {}, "cells": {"cell": {"num_tasks": 2, "forms": forms}}}
+    rows = [line.split() for line in _tables.text(gamma.tables(summary)).splitlines()]
+    names = "two-pass", "one-pass", "ema"
+    found = {name: row[row.index(name) + 1 :] for name in names for row in rows if name in row}
+    for index, name in enumerate(names):
+        shown = [f"+{10 * index + value:.1f}±0.0" for value in (0.05, 1e-3, 0.05)]
+        assert found[name] == [shown[0], "0.05", "0.1", *shown[1:]]

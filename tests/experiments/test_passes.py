@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from famo_jax.experiments import _methods, _train, passes
+from famo_jax.experiments import _gains, _methods, _train, passes
 from famo_jax.experiments.problems import _problem
 
 STEPS, SIZE, K = 12, 5, 3
@@ -65,10 +65,13 @@ def test_one_pass_telescopes(data):
     np.testing.assert_allclose(total, np.log(losses[:, 0] / losses[:, -1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["famo-one-pass", "famo", "famo-fresh"])
+MEASURED = {"famo-one-pass": 0, "famo": 1, "famo-fresh": 2}  # places among the changes
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_logits_follow_their_own_measure(name, data):
     run = train(name, data)
-    changes = run["changes"][0, 0, :-1, [*passes.MEASURES.values()].index(name)]
+    changes = run["changes"][0, 0, :-1, MEASURED[name]]
     tx = _methods.METHODS["famo"].make(K, gamma=1e-3)
     state = tx.init(None)
     start = 1 if name == "famo-one-pass" else 0  # the first call only remembers
@@ -93,36 +96,44 @@ def test_si_is_adam_on_the_mean_of_the_log_losses_by_a_cosine(data):
         np.testing.assert_allclose(_train.train(arm)["test"][0, 0], params, rtol=1e-5)
 
 
-def test_signal_to_noise_of_known_signals():
-    steps = 1 + 10 * 400
-    changes = np.zeros((4, steps, 3, 2))
-    changes[..., 0], changes[..., 1] = 7.3, 5.3  # so each is 1 from their mean
-    noise = np.random.default_rng(0).normal(size=(4, steps))
-    for measure, size in enumerate((2.0, 1.0, 0.5)):
-        changes[:, :, measure, 0] += size * noise
-        changes[:, :, measure, 1] -= size * noise
-    ratios = passes.signal_to_noise(changes)
-    for measure, ratio in zip(passes.MEASURES, (0.5, 1.0, 2.0), strict=True):
-        assert ratios[measure].shape == (passes.WINDOWS,)
-        np.testing.assert_allclose(ratios[measure], ratio, rtol=0.1)
+def test_sums_of_known_changes():
+    """Three seeds, two tasks: of the second, two-pass's sums are above the held-out fall."""
+    start, end = np.ones((3, 4)), np.ones((3, 4))
+    end[:, 2:] = np.exp([[-1.0, -2.0]])  # metrics come first, then losses: they fall by 1 and 2
+    changes = np.zeros((3, 3, 2))
+    changes[:, 0] = [1.0, 2.0]
+    changes[:, 1] = [1.0, 5.0]
+    changes[:, 2] = [0.5, 1.5]
+    changes += 1e-3 * np.arange(-1, 2)[:, None, None]
+    found = passes.sums({"changes": changes, "validation": end, "validation_start": start})
+    assert found["held-out"] == pytest.approx(1.5)
+    for measure, mean, above in (("one-pass", 1.5, 0), ("two-pass", 3, 1), ("fresh", 1, 0)):
+        assert found[measure]["mean"] == pytest.approx(mean)
+        assert found[measure]["tasks_above"] == above
 
 
 def test_a_quick_run(tmp_path, run_study):
     printed, summary = run_study("passes", tmp_path, "--quick", "--steps", "12")
     assert max(map(len, printed.splitlines())) <= 80
-    assert printed.count("regression 8 ") >= 3 * 2
-    figure = passes.draw(summary)
-    for axes, (condition, own) in zip(figure.get_axes(), summary["results"].items(), strict=True):
-        figures = own["regression"]["8"]
-        names = [passes.CONTROL[condition]]
-        names += [form + passes.CONDITIONS[condition] for form in passes.FORMS]
+    assert sum(line.startswith("regression 8 ") for line in printed.splitlines()) == 2 * 2
+    assert "…" not in printed
+    with np.load(tmp_path / "runs.npz") as arrays:
+        for condition, c in passes.CONDITIONS.items():
+            own = summary[condition]["regression 8"]
+            control = arrays[f"regression 8 {_gains.control_of('famo' + c)}/test"][0, :, :11]
+            base = arrays["regression 8 frozen-no-c/test"][0, :, :11].mean(axis=0)
+            delta_m = {"": 100 * (control / base - 1).mean(axis=1)}
+            for form, gain in own["gains"].items():
+                index = [0.0, 1e-2].index(gain["gamma"])
+                test = arrays[f"regression 8 {form}{c}/test"][index, :, :11]
+                delta_m[form] = 100 * (test / base - 1).mean(axis=1)
+                expected = np.mean(delta_m[form] - delta_m[""])
+                assert gain["mean"] == pytest.approx(expected, abs=1e-2)
+            for (form, other), lead in zip(passes.LEADS, own["leads"], strict=True):
+                expected = np.mean(delta_m[form] - delta_m[other])
+                assert lead["mean"] == pytest.approx(expected, abs=1e-2)
+    for axes, condition in zip(passes.draw(summary).get_axes(), passes.CONDITIONS, strict=True):
         means = [bars.lines[0].get_ydata()[0] for bars in axes.containers]
-        expected = [figures["variants"][name]["delta_m"]["mean"] for name in names]
-        np.testing.assert_allclose(means, expected)
-        for (form, other), pair in zip(passes.PAIRS, figures["pairs"].values(), strict=True):
-            ending = passes.CONDITIONS[condition]
-            second = other + ending if other else passes.CONTROL[condition]
-            both = (
-                figures["variants"][name]["delta_m_by_seed"] for name in (form + ending, second)
-            )
-            assert pair["mean"] == pytest.approx(np.mean(np.subtract(*both)), abs=1e-3)
+        gains = summary[condition]["regression 8"]["gains"]
+        np.testing.assert_allclose(means, [gains[form]["mean"] for form in passes.FORMS])
+        assert condition in axes.get_title(loc="left")

@@ -32,8 +32,6 @@ from famo_jax.experiments.problems._problem import Task
 
 Array = npt.NDArray[Any]
 
-# --- Attributes -----------------------------------------------------------------------------------
-
 
 class Pair(NamedTuple):
     """What attributes are about. Arrays of any shape."""
@@ -102,8 +100,6 @@ def load_base_rates() -> Array:
     pair = Pair(left, right, *inks)
     return np.array([np.mean(attribute(pair)) for attribute in ATTRIBUTES.values()])
 
-
-# --- Pictures -------------------------------------------------------------------------------------
 
 HELD_OUT = 4000  # pictures composed for validation, and as many for the test
 

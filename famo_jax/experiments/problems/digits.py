@@ -24,8 +24,6 @@ from famo_jax.experiments.problems._problem import Data, Task
 
 Array = npt.NDArray[Any]
 
-# --- Pictures -------------------------------------------------------------------------------------
-
 DIGIT, HEIGHT, WIDTH = 8, 10, 14
 LEFT_COLUMNS, RIGHT_COLUMNS = (0, 1, 2), (4, 5, 6)  # so 2 to 6 columns of the two frames overlap
 ROWS = (0, 1, 2)
@@ -114,9 +112,6 @@ def load_data(
     own = functools.partial(draw, sources=train, size=batch_size)
     batches = _problem.compose_batches(own, train_key, steps, seeds)
     return Data(batches, *(draw(*each, held_out) for each in zip(keys, others, strict=True)))
-
-
-# --- Tasks ----------------------------------------------------------------------------------------
 
 
 TASKS = (

@@ -24,8 +24,6 @@ from famo_jax.experiments.problems._problem import Problem, Task
 Array = npt.NDArray[Any]
 Field = Callable[[jax.Array], jax.Array]  # [N, 2] points -> [N] values
 
-# --- Problems -------------------------------------------------------------------------------------
-
 
 class Equation(NamedTuple):
     """A differential equation on a rectangle, and its solution."""
@@ -140,9 +138,6 @@ def relative_error(equation: Equation, field: Field) -> jax.Array:
     exact = equation.exact(points)
     error: jax.Array = jnp.linalg.norm(field(points) - exact) / jnp.linalg.norm(exact)
     return error
-
-
-# --- The network ----------------------------------------------------------------------------------
 
 
 class Network(nnx.Module):

@@ -124,8 +124,6 @@ def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
     return Data(rows, splits.validation, splits.test, pool=pool)
 
 
-# --- Tasks ----------------------------------------------------------------------------------------
-
 TASKS = tuple(
     Task(name, f"{name}, MSE", f"{name} MAE ({unit})", decimals)
     for name, unit, decimals in (
