@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 2**24  # some 200 bytes each
 LOGITS_RATE = 0.005  # of amortized Nash-MTL, where a study does not choose it
 OWN = "gamma", "logits_rate"  # of methods with logits
+FEW = 4  # more tasks than that do not fit into 80 columns
 FORMS = "famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema famo-ema-no-c"
 QUICK = "--seeds 2 --methods stl ls si frozen famo famo-one-pass --learning-rate 1e-2 --gamma 1e-3"
 
@@ -131,7 +132,7 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
         own, setting = runs.arrays[name], arms[name]["settings"][chosen[name]]
         changes = _statistics.changes(means[name], baseline, higher)
         found: dict[str, Any] = {
-            "test": dict(zip(names, means[name], strict=True)),
+            "test": dict(zip(names, means[name], strict=True)) if len(names) <= FEW else {},
             "change": dict(zip(names, changes, strict=True)),
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": rank,
@@ -194,13 +195,10 @@ def opponents(name: str) -> tuple[str, ...]:
     return ("ls", *CONTROLS, "first-loss", "uw", f"famo{c}", f"famo-one-pass{c}")
 
 
-MOST_COLUMNS = 4  # more tasks than that do not fit into 80 columns
-
-
 def tables(summary: Summary) -> list[Any]:
     """The methods, each task or how they are spread; and the differences of FAMO's forms."""
     tasks, methods = summary["tasks"], summary["methods"]
-    few = len(tasks) <= MOST_COLUMNS
+    few = len(tasks) <= FEW
     both = any("logits_rate" in each for each in methods.values())
     own = "gamma\nor ξ\nrate" if both else "gamma"
     headers = [task["metric"].replace(" ", "\n") for task in tasks]
@@ -209,7 +207,7 @@ def tables(summary: Summary) -> list[Any]:
     table = _tables.new(None, ["method"], headers)
     for name, figures in methods.items():
         rate, changes = figures["learning_rate"], list(figures["change"].values())
-        each = [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks]
+        each = [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks if few]
         drift = f"{figures['logit_range']['end']:.2f}" if "logit_range" in figures else ""
         spread = [f"{max(changes):z.0f}", f"{sum(change < 0 for change in changes)}", drift]
         table.add_row(

@@ -49,7 +49,8 @@ def with_interval(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
 
 def ratio(estimate: Mapping[str, float]) -> str:
     """A geometric mean, and the factor by which its interval extends either way."""
-    return f"{estimate['mean']:.2g} ({estimate['high'] / estimate['mean']:.2g})"
+    mean, factor = estimate["mean"], estimate["high"] / estimate["mean"]
+    return f"{mean:.0f} ({factor:.2g})" if 10 <= mean < 1e4 else f"{mean:.2g} ({factor:.2g})"
 
 
 def text(parts: Iterable[Any]) -> str:
@@ -62,9 +63,7 @@ def text(parts: Iterable[Any]) -> str:
 
 
 # A block of the documentation: the command, and below it what the run printed that is kept.
-BLOCK = re.compile(
-    r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*\n).*?(?=\n```)", re.S
-)
+BLOCK = re.compile(r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*).*?(?=\n```)", re.S)
 
 
 def refreshed(page: str, runs: Path) -> str:
@@ -74,6 +73,6 @@ def refreshed(page: str, runs: Path) -> str:
         name = match[2]
         study = importlib.import_module(f"famo_jax.experiments.{name}").STUDY
         summary = _files.read_summary(runs / f"{name}.json")["summary"]
-        return match[1] + text(study.tables(summary))
+        return match[1] + "\n" + text(study.tables(summary))
 
     return BLOCK.sub(block, page)

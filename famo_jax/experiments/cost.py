@@ -101,8 +101,8 @@ def make_step(name: str, num_tasks: int) -> tuple[Callable[..., Any], Any]:
 
     def step(params: Any, opt_state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
         losses, grads = weighed(params, batch, state=opt_state)
-        two_pass = method.measure == "two-pass"
-        extra = {"losses_fn": functools.partial(task_losses, batch=batch)} if two_pass else {}
+        again = method.measure != "one-pass"
+        extra = {"losses_fn": functools.partial(task_losses, batch=batch)} if again else {}
         updates, opt_state = tx.update(grads, opt_state, params, losses=losses, **extra)
         return optax.apply_updates(params, updates), opt_state, losses
 

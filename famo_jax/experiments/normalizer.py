@@ -218,9 +218,9 @@ def tables(summary: Summary) -> list[Any]:
     for cell, own in summary["cells"].items():
         for name, each in own.items():
             ratios = (_tables.ratio(each["over_harmonic"][which]) for which in QUANTITIES)
-            first = name == "harmonic"
+            first, label = name == "harmonic", cell.replace("-beta2-", " b2 ")
             decades = f"{each['c_decades'][-1]:.1f}"
-            table.add_row(cell if first else "", name, decades, *(3 * ["1"] if first else ratios))
+            table.add_row(label if first else "", name, decades, *(3 * ["1"] if first else ratios))
     return [
         table,
         f"Geometric means over {summary['seeds']} seeds, paired, where the near task's least loss "

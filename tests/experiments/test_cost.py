@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from famo_jax import famo
 from famo_jax.experiments import _methods, _tables, _train, cost
 
 K = 3
@@ -50,6 +51,8 @@ def test_plain_is_ls_and_so_is_carry():
         own, _, seen = stepped(name, 3)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), own, expected)
         np.testing.assert_allclose(seen, losses, rtol=1e-5)
+    _, (_, handed), _ = stepped("carry", 3)  # FAMO's state, through and untouched
+    jax.tree.map(np.testing.assert_array_equal, handed, famo(K).init(None))
     kept, _, at_start = stepped("forward", 3)
     jax.tree.map(np.testing.assert_array_equal, kept, cost.make_problem(K)[0])
     np.testing.assert_allclose(at_start, stepped("plain", 1)[2], rtol=1e-6)

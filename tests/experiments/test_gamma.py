@@ -51,21 +51,26 @@ def synthetic(values):
 
 
 def test_settings_are_chosen_by_other_seeds_than_those_that_report():
-    settings = {"usual": [{"gamma": 0.0}, {"gamma": 1e-3}]}
-    arrays = {"cell frozen-no-c": synthetic([[1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])}
+    """Seeds 0 and 1 report, 2 chooses; the control's rate too."""
+    cell = "digits, batch 8"
+    usual = [{"gamma": g, "logits_rate": 0.025} for g in (0.0, 1e-3, 0.025)]
+    arrays = {f"{cell} frozen-no-c": synthetic([[1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])}
     forms = dict(zip(gamma.FORMS, ([6, 3, 3], [9, 3, 3], [3, 3, 9]), strict=True))
     for form, second in forms.items():
-        arrays[f"cell {form}"] = synthetic([[3.3, 3.3, 5.0], second])
-    arms = {name: {"settings": settings["usual"]} for name in arrays}
-    runs = _files.Runs({"arms": arms}, arrays)
-    scores = _gains.scores(runs, "cell", gamma.FORMS, slice(2, None), slice(2))
+        arrays[f"{cell} {form}"] = synthetic([[3.3, 3.3, 5.0], second, [1.0, 1.0, 8.0]])
+    arms = {name: {"settings": usual} for name in arrays}
+    settings = {"seeds": 2, "gamma": [0.0, 1e-3], "logits_rate": [0.025], "batch_size": [8]}
+    facts = {"arms": arms, "settings": settings | {"tasks": []}, "rest": {}}
+    runs = _files.Runs(facts, arrays)
+    found = gamma.summarize(runs)["cells"][cell]["forms"]
+    scores = _gains.scores(runs, cell, gamma.FORMS, slice(2, None), slice(2))
     assert scores.chosen["frozen-no-c"] == 1  # by seed 2; by the others 0
     for form, second, chosen in zip(gamma.FORMS, forms.values(), (1, 1, 0), strict=True):
-        assert scores.chosen[form] == chosen
-        gain = scores.gain(form)
-        assert gain["gamma"] == settings["usual"][chosen]["gamma"]
-        values = (second if chosen else [3.3, 3.3])[:2]
-        assert gain["mean"] == pytest.approx(100 * (np.mean(values) - 3) / 3)  # si's: 3
+        values = second if chosen else [3.3, 3.3]
+        for gain in (scores.gain(form), found[form]["tuned"]):
+            assert gain["gamma"] == usual[chosen]["gamma"]
+            assert gain["mean"] == pytest.approx(100 * (np.mean(values[:2]) - 3) / 3)  # si's: 3
+        assert [each["gamma"] for each in found[form]["by_gamma"]] == [0.0, 1e-3, 0.025]
     lead = scores.gain(gamma.FORMS[0], other=gamma.FORMS[1])
     assert lead["mean"] == pytest.approx(100 * (4.5 - 6) / 3)
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 import famo_jax
 from famo_jax import _method, aggregation, weighting
-from famo_jax.experiments import _methods, _statistics, _train
+from famo_jax.experiments import _comparison, _methods, _statistics, _tables, _train
 from famo_jax.experiments.problems import _problem
 
 # --- A tenth study: two regressions with batch norm and dropout, streamed -------------------------
@@ -149,6 +149,26 @@ def test_every_method_of_the_library_is_there():
 def test_dwa_looks_back_25_steps():
     state = _methods.METHODS["dwa"].make(2).init(None)
     assert state.history.shape == (2 * 25, 2)
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def test_a_column_of_differences_is_what_its_header_says():
+    opponents = ("si", "frozen", "uw", "famo", "famo-one-pass", "famo-no-c", "famo-one-pass-no-c")
+    against = {name: _statistics.estimate([10.0 * place]) for place, name in enumerate(opponents)}
+    forms = {name: {"against": against} for name in ("famo", "famo-ema", "famo-ema-no-c")}
+    forms["famo"] = {"against": {name: each for name, each in against.items() if name != "famo"}}
+    _, header, _, *rows = _tables.text([_comparison.differences(forms)]).splitlines()
+    for row in rows:
+        c = "-no-c" if "no-c" in row.split()[0] else ""
+        names = {"si": "si", "frozen": "frozen", "uw": "uw"}
+        names |= {"two-pass": f"famo{c}", "one-pass": f"famo-one-pass{c}"}
+        for label, name in names.items():
+            end = header.index(f"- {label}") + len(f"- {label}")
+            cell = row[:end].split()[-1] if len(row) >= end and row[end - 1] != " " else ""
+            absent = row.split()[0] == name
+            assert cell == ("" if absent else f"{10.0 * opponents.index(name):+.1f}±nan")
 
 
 # --- Statistics -----------------------------------------------------------------------------------

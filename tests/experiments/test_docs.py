@@ -1,0 +1,64 @@
+"""The documentation's tables are those of the runs that are kept, at the studies' full settings."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from famo_jax.experiments import __main__ as listing
+from famo_jax.experiments import _command, _files, _tables
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "studies.md"
+STUDIES = listing.studies()
+KEPT = sorted(path.stem for path in (DOCS / "runs").glob("*.json"))
+
+
+def test_every_table_is_made_of_a_run_that_is_kept():
+    page = PAGE.read_text("utf-8")
+    assert _tables.refreshed(page, DOCS / "runs") == page
+    blocks = re.findall(r"^```(.*)\n(.*)$", page, re.M)[::2]
+    assert sorted(re.findall(r"experiments\.(\w+)", " ".join(first for _, first in blocks))) == KEPT
+    assert all(first.startswith("$ python -m famo_jax.experiments.") for _, first in blocks)
+    assert not re.findall(r"^ *\|", page, re.M)  # no table by hand
+    assert "…" not in page
+
+
+def test_what_is_kept_is_of_studies():
+    assert set(KEPT) <= set(STUDIES)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_run_that_is_kept_was_a_full_one(name, tmp_path):
+    kept = json.loads((DOCS / "runs" / f"{name}.json").read_text("utf-8"))
+    options = vars(_command.parse(STUDIES[name], ["--out", str(tmp_path)]))
+    for key, value in _files.plain(options, None).items():
+        if key in kept["settings"] and key != "reference":
+            assert kept["settings"][key] == value, key
+    assert (DOCS / "runs" / f"{name}.json").stat().st_size < 40_000
+
+
+def test_every_study_has_a_section_and_every_picture_is_shown():
+    page = PAGE.read_text("utf-8")
+    for name, study in STUDIES.items():
+        assert f"`python -m famo_jax.experiments.{name}`" in page
+        assert all(f"]({picture})" in page for picture in study.pictures)
+    shown = set(re.findall(r"\]\((\w+\.png)\)", page))
+    assert shown == {path.name for path in DOCS.glob("*.png")}
+
+
+def test_a_table_is_written_into_a_page(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("a\n```text\n$ python -m famo_jax.experiments.toy\nold\n```\nb\n")
+    monkeypatch.chdir(DOCS.parent)
+    monkeypatch.setattr("sys.argv", ["", "--write", str(page)])
+    listing.main()
+    text = page.read_text()
+    assert text.startswith("a\n```text\n$ python -m famo_jax.experiments.toy\nDistance of")
+    assert text.endswith("\n```\nb\n")
+    assert not capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [""])
+    listing.main()
+    listed = capsys.readouterr().out
+    assert all(f"{name} " in listed for name in STUDIES)
