@@ -13,34 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from famo_jax.experiments import _command, _comparison, attributes, digits, regression
+from famo_jax.experiments import _command, _comparison
 from famo_jax.experiments._files import Runs
 from famo_jax.experiments._methods import METHODS, described
 from famo_jax.experiments._study import Option, Study, Summary
-from famo_jax.experiments.problems import attributes as attributes_problem
-from famo_jax.experiments.problems import digits as digits_problem
-from famo_jax.experiments.problems import molecules
+from famo_jax.experiments.problems import attributes, digits, molecules
 
 if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
 PROBLEMS = {
-    "digits": (digits_problem.PROBLEM, digits.facts),
-    "molecules": (molecules.PROBLEM, regression.facts),
-    "standardised": (molecules.STANDARDISED, regression.facts),
-    "attributes": (attributes_problem.PROBLEM, attributes.facts),
+    "digits": digits.PROBLEM,
+    "molecules": molecules.PROBLEM,
+    "standardised": molecules.STANDARDISED,
+    "attributes": attributes.PROBLEM,
 }
 
 
 def run(options: argparse.Namespace, session: "Session") -> Runs:
     """Trains every method on the problem, at as many settings each."""
-    problem, facts = PROBLEMS[options.problem]
-    return _comparison.run(problem, facts, options, session, even=True)
+    return _comparison.run(PROBLEMS[options.problem], dict, options, session, even=True)
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
     """The figures of each method."""
-    problem, _ = PROBLEMS[runs.facts["settings"]["problem"]]
+    problem = PROBLEMS[runs.facts["settings"]["problem"]]
     return _comparison.summarize(problem.tasks, runs)
 
 

@@ -72,13 +72,6 @@ def test_its_picture_shows_delta_m_over_cost(whole_run):
         assert dot.get_ydata() == [each["delta_m"]["mean"]]
 
 
-@pytest.mark.parametrize("name", amortize.PROBLEMS)
-def test_each_problem_has_its_facts(name):
-    problem, facts = amortize.PROBLEMS[name]
-    assert len(problem.tasks) in (4, 11, 40)
-    assert facts()
-
-
 def test_frozen_amortized_nash_mtl_is_its_control():
     losses = np.array([1.0, 20.0])
     frozen = _methods.METHODS["nash-slope"].make(2, logits_rate=0.0)
