@@ -19,8 +19,8 @@ class AmortizedNashMtlState(NamedTuple):
     logits: jax.Array  # [K], xi
     opt_state: optax.OptState  # of the logits' optimizer
     losses: jax.Array  # [K], the last finite loss seen of each task, +inf before the first
-    weights: jax.Array  # [K], 1 / |l - b| of the first loss, 0 before a task was seen
-    sizes: jax.Array  # [K], |r| when it was last measured, 0 before
+    weights: jax.Array  # [K], 1 / abs(l - b) of the first loss, 0 before one was seen
+    sizes: jax.Array  # [K], abs(r) when it was last measured, 0 before
     bounds: jax.Array  # [K], b
 
 
