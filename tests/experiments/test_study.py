@@ -143,7 +143,7 @@ def test_every_method_of_the_library_is_there():
     for name, method in _methods.METHODS.items():
         tx = method.make(3, **dict.fromkeys(method.takes, 0))
         state = jax.eval_shape(tx.init, {"x": jnp.ones(2)})
-        assert _method.is_aggregation(state) == method.aggregates, name
+        assert _method.is_aggregation(_method.find_state(state)) == method.aggregates, name
 
 
 def test_dwa_looks_back_25_steps():
