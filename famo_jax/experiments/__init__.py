@@ -8,7 +8,8 @@ them, and tables and pictures are made from these two files alone, at the end of
 * ``problems``: tasks, data, networks, losses and metrics;
 * ``_methods``: the table of methods;
 * ``_train``: the training of arms, a method at all its settings and seeds in one compiled call;
-* ``_comparison``: a study that compares methods on one problem;
+* ``_comparison``: a study that compares methods on one problem; ``_gains``: one of FAMO's forms
+  with their controls on several;
 * ``_files``, ``_checkpoint``: what is written and read;
 * ``_statistics``, ``_tables``, ``_plots``: what is shown;
 * ``_command``: the command line.
@@ -17,9 +18,8 @@ them, and tables and pictures are made from these two files alone, at the end of
 import importlib.util
 
 # What the command line itself needs. A study says what it needs besides, when it needs it.
-_MISSING = [
-    name for name in ("flax", "matplotlib", "rich") if importlib.util.find_spec(name) is None
-]
+_NEEDED = ("flax", "matplotlib", "rich")
+_MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _MISSING:
     raise ImportError(
         f'{", ".join(_MISSING)} not found: pip install "famo_jax[experiments]" brings what the '

@@ -260,7 +260,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 STUDY = Study(
     name="cost",
     title="What each method adds to a training step: time and temporary memory",
-    seconds=307,
+    seconds=360,
     full="--tasks 2 10 40 1000 10000 --rounds 100 --most 40 --methods " + " ".join(TIMED),
     quick="--tasks 2 10 --rounds 10 --methods ls famo famo-one-pass mgda",
     run=run,

@@ -178,7 +178,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 STUDY = Study(
     name="gamma",
     title="How much decay FAMO's task logits need",
-    seconds=363,
+    seconds=397,
     full="--steps 500 --seeds 10 --tuning-seeds 5 --batch-size 16 128 --tasks 2 10 40 1000 "
     "--gamma 0 1e-4 1e-3 1e-2 1e-1 --logits-rate 0.005 0.025 0.1 0.25",
     quick="--steps 30 --seeds 2 --tuning-seeds 1 --batch-size 8 --tasks 2 10 --gamma 0 1e-3 1e-2 "

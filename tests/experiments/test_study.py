@@ -8,7 +8,7 @@ from flax import nnx
 
 import famo_jax
 from famo_jax import _method, aggregation, weighting
-from famo_jax.experiments import _comparison, _methods, _statistics, _tables, _train
+from famo_jax.experiments import _checkpoint, _comparison, _methods, _statistics, _tables, _train
 from famo_jax.experiments.problems import _problem
 
 # --- A tenth study: two regressions with batch norm and dropout, streamed -------------------------
@@ -84,6 +84,24 @@ def test_epochs_are_one_training():
     streamed = _train.train(arm_of("famo", 1e-2))
     for name, values in streamed.items():
         np.testing.assert_allclose(values, one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_by_epochs_goes_on_where_it_was_stopped(tmp_path):
+    """With the statistics of its batches, after a stop in the second of three epochs."""
+
+    def save(steps, state):
+        _checkpoint.save(tmp_path, "a", steps, state, seconds=7.0)
+        if steps == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train.train(arm_of("famo", 1e-2), save=save)
+    with np.load(tmp_path / "a.npz") as arrays:
+        saved = _checkpoint.Saved(*(arrays[field] for field in _checkpoint.Saved._fields))
+    assert (saved.steps, saved.seconds) == (40, 7)
+    whole, resumed = _train.train(arm_of("famo", 1e-2)), _train.train(arm_of("famo", 1e-2), saved)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values)
 
 
 def test_statistics_of_the_batches_are_carried():
