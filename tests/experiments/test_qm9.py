@@ -205,7 +205,7 @@ def test_killed_and_resumed_it_ends_with_the_same_figures(whole_run, tmp_path, r
     )
     try:
         until = time.monotonic() + 500
-        while not list(tmp_path.glob("checkpoints/*/*.sha256")):
+        while not list(tmp_path.glob("checkpoints/*.npz")):
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
