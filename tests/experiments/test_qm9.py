@@ -34,10 +34,11 @@ RATES = ["--learning-rate", "0.003", "0.03"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_group(tmp_path_factory):
-    """What is compiled grows by the group. And a cache for these tests."""
+def quick_to_compile(tmp_path_factory):
+    """What is compiled grows by the group and the round. And a cache for these tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qm9, "GROUPS", 1)
+        patch.setattr(qm9, "ROUNDS", 1)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -68,7 +69,9 @@ def test_presets_are_the_official_settings_and_those_by_which_all_gain():
 
 
 def test_every_method_has_as_many_settings():
-    options = type("Options", (), {"learning_rate": [0.1, 0.2], "gamma": [1e-3]})
+    options = type(
+        "Options", (), {"learning_rate": [0.1, 0.2], "gamma": [1e-3], "logits_rate": [5e-3]}
+    )
     counts = {
         len(study.settings_of(study.METHODS[name], options)) for name in study.METHODS_SHOWN.split()
     }
@@ -176,12 +179,13 @@ def test_short_numbers():
 
 
 def test_parts_join_to_the_whole(whole_run, tmp_path, run_study):
-    """Of other seeds."""
+    """Of other seeds, or methods."""
     _, _, summary = whole_run
-    folders = [str(tmp_path / seed) for seed in ("0", "1")]
-    for seed, folder in enumerate(folders):
-        own = ["--seeds", "1", "--first-seed", str(seed), "--methods", "ls", "famo"]
-        run_study("qm9", Path(folder), "--quick", *SMALL, *RATES, *own)
+    parts = [("ls", "0", "1"), ("ls", "1", "1"), ("famo", "0", "2")]
+    for index, (name, first, seeds) in enumerate(parts):
+        own = ["--methods", name, "--first-seed", first, "--seeds", seeds]
+        run_study("qm9", tmp_path / f"{index}", "--quick", *SMALL, *RATES, *own)
+    folders = [str(tmp_path / f"{index}") for index in range(3)]
     printed, joined = run_study("qm9", tmp_path / "joined", "--from", *folders)
     assert "2 seeds" in printed
     for name in ("ls", "famo"):
@@ -195,7 +199,7 @@ def test_killed_and_resumed_it_ends_with_the_same_figures(whole_run, tmp_path, r
     command = [*SMALL, *RATES, "--quick", "--seeds", "2", "--methods", *NAMES]
     command += ["--checkpoint-dir", str(tmp_path / "checkpoints"), "--out", str(tmp_path / "out")]
     source = (
-        "from famo_jax.experiments.problems import qm9; qm9.GROUPS = 1; "
+        "from famo_jax.experiments.problems import qm9; qm9.GROUPS = qm9.ROUNDS = 1; "
         "from famo_jax.experiments import qm9; qm9.main()"
     )
     process = subprocess.Popen(
