@@ -78,13 +78,13 @@ def check_finite(name: str, tree: chex.ArrayTree) -> None:
             raise ValueError(f"`{name}`: expected finite values, got {leaf!r}")
 
 
-def check_bounds(min_losses: chex.ArrayTree, num_tasks: int) -> Callable[..., jax.Array]:
-    """Raises ValueError unless they are finite bounds of so many losses.
+def check_bounds(min_losses: chex.ArrayTree, num_tasks: int | None) -> Callable[..., jax.Array]:
+    """Raises ValueError unless they are finite bounds of so many losses, or None of any number.
 
     Returns:
       What makes an array of them, ``[K]``, and raises where losses that it gets do not fit.
     """
-    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
+    bounds = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks=num_tasks)
     jax.eval_shape(bounds)  # before `init` no device is touched
     check_finite("min_losses", min_losses)
     return bounds

@@ -116,7 +116,7 @@ def from_losses(
     *,
     num_tasks: int | None = None,
     needs_losses: bool = True,
-    check: Callable[[chex.ArrayTree, int], None] = lambda losses, num_tasks: None,
+    check: Callable[..., Any] = lambda losses, num_tasks: None,
 ) -> optax.GradientTransformationExtraArgs:
     """The transformation of a weighting method that learns from one step's losses, or nothing.
 
@@ -125,7 +125,8 @@ def from_losses(
       learn: ``learn(state, losses, present)``, both ``[K]``, returns the next state.
       num_tasks: K, or None where any number will do.
       needs_losses: Whether ``update`` has to be given ``losses``. Without them ``learn`` gets none.
-      check: Gets the losses as they were given, and their number, and raises where they do not fit.
+      check: ``check(losses, num_tasks=K)`` gets the losses as they were given, and their number,
+        and raises where they do not fit.
     """
     expected = jax.eval_shape(init)  # before `init` no device is touched
 
@@ -147,7 +148,7 @@ def from_losses(
         if losses is None and not needs_losses:
             return updates, learn(state, jnp.zeros(0), jnp.zeros(0, bool))
         values = _tasks.flatten_tasks(losses, "losses", num_tasks)
-        check(losses, values.size)
+        check(losses, num_tasks=values.size)
         present = _tasks.flatten_where(where, losses, values.size)
         return updates, learn(state, values, present)
 

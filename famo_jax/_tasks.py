@@ -86,7 +86,7 @@ def flatten_where(
 
 
 def flatten_bounds(
-    min_losses: chex.ArrayTree, num_tasks: int | None, losses: chex.ArrayTree | None = None
+    min_losses: chex.ArrayTree, losses: chex.ArrayTree | None = None, *, num_tasks: int | None
 ) -> jax.Array:
     """The lower bounds, ``[K]`` or one for all, ``[]``; named as the losses, where these are."""
     named = losses is not None and not _is_flat(losses)

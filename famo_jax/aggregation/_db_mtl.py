@@ -86,8 +86,7 @@ def db_mtl(
     """
     _checks.check_num_tasks(num_tasks)
     _checks.check_decay("beta", beta)
-    jax.eval_shape(lambda: _tasks.flatten_bounds(min_losses, num_tasks))
-    _checks.check_finite("min_losses", min_losses)
+    _checks.check_bounds(min_losses, num_tasks)
     return _memory.from_memory(
         _combine,
         lambda zeros: DbMtlState(zeros, jnp.zeros(num_tasks, bool)),
@@ -108,7 +107,7 @@ def _combine(
     beta: jax.Array,
     min_losses: chex.ArrayTree,
 ) -> tuple[list[jax.Array], jax.Array, DbMtlState]:
-    bounded = losses - _tasks.flatten_bounds(min_losses, losses.size) + EPSILON
+    bounded = losses - _tasks.flatten_bounds(min_losses, num_tasks=losses.size) + EPSILON
     slopes = jnp.where(present, 1 / jnp.where(bounded > 0, bounded, jnp.nan), 0)
     logs = _memory.scale(gradients, slopes)
     sound = present & jnp.isfinite(_memory.norms(logs)) & (slopes > 0)

@@ -59,12 +59,11 @@ def log_losses(
       <https://arxiv.org/abs/2306.03792>`_, NeurIPS 2023, eq. 6, for MGDA
     """
     _aggregator.check_method(method)
-    jax.eval_shape(lambda: _tasks.flatten_bounds(min_losses, None))
-    _checks.check_finite("min_losses", min_losses)
+    bounds = _checks.check_bounds(min_losses, None)
 
     def init_fn(params: optax.Params) -> LogLossesState:
-        bounds = jnp.array(_tasks.flatten_bounds(min_losses, None), float)
-        return LogLossesState(method=method.init(params), min_losses=bounds)
+        bound = jnp.array(bounds(), float)
+        return LogLossesState(method=method.init(params), min_losses=bound)
 
     def update_fn(
         updates: optax.Updates,
@@ -76,7 +75,7 @@ def log_losses(
         **extra_args: Any,
     ) -> tuple[optax.Updates, LogLossesState]:
         values = _tasks.flatten_tasks(losses, "losses")
-        _tasks.flatten_bounds(min_losses, values.size, losses)
+        bounds(losses, num_tasks=values.size)
         present = _tasks.flatten_where(where, losses, values.size)
         gap = jnp.where(present, values.astype(state.min_losses.dtype) - state.min_losses, 1)
         scale = jnp.where(gap > 0, 1 / gap, jnp.nan)

@@ -70,10 +70,7 @@ def first_loss(
         losses = losses.astype(state.weights.dtype)
         return state._replace(weights=_weights(state, losses, present))
 
-    def check(losses: chex.ArrayTree, num_tasks: int) -> None:
-        _tasks.flatten_bounds(min_losses, num_tasks, losses)
-
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 def _weights(state: FirstLossState, losses: jax.Array, present: jax.Array) -> jax.Array:

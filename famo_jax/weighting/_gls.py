@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _method
+from famo_jax import _checks, _method
 from famo_jax.weighting import _memory
 
 
@@ -60,9 +60,10 @@ def gls(
       Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss Strategy
       for Multi-Task Learning <https://arxiv.org/abs/1904.08492>`_, CVPR workshops 2019
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
-    init = lambda: GlsState(losses=_memory.never(num_tasks), min_losses=bounds())
-    return _method.from_losses(init, _memory.remember, num_tasks=num_tasks, check=check)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
+    init = lambda: GlsState(losses=_memory.never(num_tasks), min_losses=jnp.array(bounds(), float))
+    return _method.from_losses(init, _memory.remember, num_tasks=num_tasks, check=bounds)
 
 
 @_method.weighting(GlsState, tasks="losses")

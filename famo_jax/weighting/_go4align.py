@@ -75,7 +75,8 @@ def go4align(
       Shen et al., `GO4Align: Group Optimization for Multi-Task Alignment
       <https://arxiv.org/abs/2404.06486>`_, NeurIPS 2024
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     if not isinstance(num_groups, jax.core.Tracer):
         _checks.check_num_tasks(num_groups, "num_groups")
     _checks.check_rate("step_size", step_size)
@@ -84,7 +85,7 @@ def go4align(
         return Go4alignState(
             log_risks=jnp.zeros(num_tasks),
             losses=_memory.never(num_tasks),
-            min_losses=bounds(),
+            min_losses=jnp.array(bounds(), float),
             step_size=jnp.array(step_size, float),
             num_groups=jnp.array(num_groups, int),
         )
@@ -94,7 +95,7 @@ def go4align(
         seen = _memory.remember(state, losses, present, step_size=step_size)
         return seen._replace(log_risks=log_risks.astype(state.log_risks.dtype))
 
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 def _log_risks(state: Go4alignState, gaps: jax.Array, counted: jax.Array) -> jax.Array:

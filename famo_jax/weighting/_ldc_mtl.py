@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from famo_jax import _checks, _method
+from famo_jax import _checks, _method, _tasks
 from famo_jax.weighting import _memory, _uw
 
 
@@ -103,7 +103,8 @@ def ldc_mtl(
       Xiao et al., `LDC-MTL: Balancing Multi-Task Learning through Scalable Loss Discrepancy Control
       <https://arxiv.org/abs/2502.08585>`_, 2025; the authors' code, of which this is the form
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     _checks.check_rate("penalty", penalty)
     _checks.check_one_of("normalization", normalization, (None, "rescaled", "logarithmic"))
     inner = _checks.adam_unless(optimizer, learning_rate)
@@ -114,7 +115,7 @@ def ldc_mtl(
             scores=scores,
             opt_state=inner.init(scores),
             losses=_memory.never(num_tasks),
-            min_losses=bounds(),
+            min_losses=jnp.array(bounds(), float),
             first_losses=jnp.zeros_like(scores) if normalization else jnp.ones_like(scores),
             penalty=jnp.array(penalty, float),
             scale=Logarithmic() if normalization == "logarithmic" else Linear(),
@@ -125,18 +126,18 @@ def ldc_mtl(
         sound = present & jnp.isfinite(losses) & (losses > state.min_losses)
         objective = lambda scores, *seen: scalarize_ldc_mtl(state._replace(scores=scores), *seen)
         learned = _uw.step_scales(state.scores, state.opt_state, losses, sound, inner, objective)
-        first = _memory.first(state, losses - state.min_losses, sound)
+        first = _tasks.first_seen(state.first_losses, sound, losses - state.min_losses)
         state = state._replace(scores=learned[0], opt_state=learned[1], first_losses=first)
         return _memory.remember(state, losses, present, penalty=penalty)
 
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 @_method.weighting(LdcMtlState, tasks="scores")
 def scalarize_ldc_mtl(state: LdcMtlState, losses: jax.Array, present: jax.Array) -> jax.Array:
     """The weighted mean of the losses, and how far neighbours are apart."""
     gaps, counted = _memory.gaps(state, losses, present)
-    first = _memory.first(state, jax.lax.stop_gradient(gaps), counted)
+    first = _tasks.first_seen(state.first_losses, counted, jax.lax.stop_gradient(gaps))
     known = jnp.where(first > 0, first, jnp.maximum(jnp.max(first), 1))
     match state.scale:
         case Linear():

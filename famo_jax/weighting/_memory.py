@@ -5,38 +5,15 @@ Their states have the fields ``losses``, ``[K]``, the last finite ones, +inf bef
 their weights; before it was seen it takes no part.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from famo_jax import _checks, _tasks
+from famo_jax import _tasks
 
 S = TypeVar("S")  # a state
-
-
-def bounds(
-    min_losses: chex.ArrayTree, num_tasks: int
-) -> tuple[Callable[[], jax.Array], Callable[[chex.ArrayTree, int], None]]:
-    """Checks the lower bounds.
-
-    Returns:
-      What makes an array of them, ``[K]``, in the default float dtype, and what checks that they
-      are named as the losses are.
-    """
-    _checks.check_num_tasks(num_tasks)
-    flatten = functools.partial(_tasks.flatten_bounds, min_losses, num_tasks)
-    jax.eval_shape(flatten)  # to check it: before `init` no device is touched
-    _checks.check_finite("min_losses", min_losses)
-
-    def check(losses: chex.ArrayTree, num_tasks: int) -> None:
-        del num_tasks
-        flatten(losses)
-
-    return lambda: jnp.array(flatten(), float), check  # a copy: states are donated
 
 
 def never(num_tasks: int) -> jax.Array:
@@ -70,12 +47,6 @@ def remember(state: S, losses: jax.Array, present: jax.Array, **settings: chex.N
     scalars = {name: jnp.array(value, float) for name, value in settings.items()}
     new: S = fields._replace(losses=_tasks.last_seen(fields.losses, present, losses), **scalars)
     return new
-
-
-def first(state: Any, gaps: jax.Array, present: jax.Array) -> jax.Array:
-    """The first D above 0 of each task, ``[K]``, as ``state.first_losses``, or of these."""
-    fresh = present & (state.first_losses == 0) & jnp.isfinite(gaps) & (gaps > 0)
-    return jnp.where(fresh, gaps, state.first_losses)
 
 
 def softmax(values: jax.Array, counted: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _checks, _method
+from famo_jax import _checks, _method, _tasks
 from famo_jax.weighting import _memory
 
 
@@ -87,7 +87,8 @@ def relobralo(
       Bischof and Kraus, `Multi-Objective Loss Balancing for Physics-Informed Deep Learning
       <https://arxiv.org/abs/2110.09813>`_, 2021; CMAME 439, 2025
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     _checks.check_key(key)
     _checks.check_fraction("alpha", alpha)
     _checks.check_positive("temperature", temperature)
@@ -99,7 +100,7 @@ def relobralo(
             weights=jnp.ones(num_tasks),
             losses=_memory.never(num_tasks),
             first_losses=jnp.zeros(num_tasks),
-            min_losses=bounds(),
+            min_losses=jnp.array(bounds(), float),
             rng_key=_checks.make_key(key),
             **{name: jnp.array(value, float) for name, value in settings.items()},
         )
@@ -109,11 +110,11 @@ def relobralo(
         seen = _memory.remember(state, losses, present, **settings)
         return seen._replace(
             weights=_weights(state, gaps, counted),
-            first_losses=_memory.first(state, gaps, present),
+            first_losses=_tasks.first_seen(state.first_losses, present, gaps),
             rng_key=jax.random.split(state.rng_key, 1)[0],
         )
 
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 def _weights(state: RelobraloState, gaps: jax.Array, counted: jax.Array) -> jax.Array:

@@ -1,6 +1,5 @@
 """Scale-invariant scalarization: the mean of the logarithms of the losses."""
 
-import functools
 from typing import NamedTuple
 
 import chex
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from famo_jax import _checks, _method, _tasks
+from famo_jax import _checks, _method
 
 
 class SiState(NamedTuple):
@@ -46,15 +45,9 @@ def si(*, min_losses: chex.ArrayTree = 0.0) -> optax.GradientTransformationExtra
     References:
       Liu et al., FAMO, Appendix A: SI
     """
-    bounds = functools.partial(_tasks.flatten_bounds, min_losses, None)
-    jax.eval_shape(bounds)  # to check it: before `init` no device is touched
-    _checks.check_finite("min_losses", min_losses)
-
-    def check(losses: chex.ArrayTree, num_tasks: int) -> None:
-        _tasks.flatten_bounds(min_losses, num_tasks, losses)
-
+    bounds = _checks.check_bounds(min_losses, None)
     init = lambda: SiState(min_losses=jnp.array(bounds(), float))
-    return _method.from_losses(init, _method.learn_nothing, needs_losses=False, check=check)
+    return _method.from_losses(init, _method.learn_nothing, needs_losses=False, check=bounds)
 
 
 @_method.weighting(SiState, tasks="min_losses")

@@ -84,7 +84,8 @@ def stch(
       Lin et al., `Smooth Tchebycheff Scalarization for Multi-Objective Optimization
       <https://arxiv.org/abs/2402.19078>`_, ICML 2024
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     _checks.check_positive("mu", mu)
     if warmup != 0:
         _checks.check_num_tasks(warmup, "warmup")
@@ -101,7 +102,7 @@ def stch(
         zeros = jnp.zeros(num_tasks)
         return StchState(
             losses=_memory.never(num_tasks),
-            min_losses=bounds(),
+            min_losses=jnp.array(bounds(), float),
             weights=jnp.copy(flat()),
             mu=jnp.array(mu, float),
             nadir=zeros if warmup else None,
@@ -118,7 +119,7 @@ def stch(
         step = (gaps - state.nadir) / jnp.maximum(warmup - missing, 1)
         return seen._replace(nadir=state.nadir + jnp.where(taken, step, 0), missing=missing)
 
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 @_method.weighting(StchState, tasks="losses")

@@ -64,20 +64,21 @@ def uw_so(
       Kirchdorfer et al., `Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning
       <https://arxiv.org/abs/2408.07985>`_, GCPR 2024
     """
-    bounds, check = _memory.bounds(min_losses, num_tasks)
+    _checks.check_num_tasks(num_tasks)
+    bounds = _checks.check_bounds(min_losses, num_tasks)
     _checks.check_positive("temperature", temperature)
 
     def init() -> UwSoState:
         return UwSoState(
             losses=_memory.never(num_tasks),
-            min_losses=bounds(),
+            min_losses=jnp.array(bounds(), float),
             temperature=jnp.array(temperature, float),
         )
 
     def learn(state: UwSoState, losses: jax.Array, present: jax.Array) -> UwSoState:
         return _memory.remember(state, losses, present, temperature=temperature)
 
-    return _method.from_losses(init, learn, num_tasks=num_tasks, check=check)
+    return _method.from_losses(init, learn, num_tasks=num_tasks, check=bounds)
 
 
 @_method.weighting(UwSoState, tasks="losses")
