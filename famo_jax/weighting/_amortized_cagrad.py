@@ -115,7 +115,6 @@ def direct_amortized_cagrad(
 
 def _norm(tree: chex.ArrayTree) -> jax.Array:
     """In at least float32."""
-    leaves = (
-        leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)
-    )
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    norm: jax.Array = optax.tree.norm(jax.tree.map(wide, tree))
+    return norm
