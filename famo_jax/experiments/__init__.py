@@ -8,8 +8,8 @@ them, and tables and pictures are made from these two files alone, at the end of
 * ``problems``: tasks, data, networks, losses and metrics;
 * ``_methods``: the table of methods;
 * ``_train``: the training of arms, a method at all its settings and seeds in one compiled call;
-* ``_comparison``: a study that compares methods on one problem; ``_gains``: one of FAMO's forms
-  with their controls on several;
+* ``_comparison``: a study that compares methods, by equal budgets and on seeds that chose nothing;
+  ``_gains``: one of FAMO's forms with their controls on several problems;
 * ``_files``, ``_checkpoint``: what is written and read;
 * ``_statistics``, ``_tables``, ``_plots``: what is shown;
 * ``_command``: the command line.

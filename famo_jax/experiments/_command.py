@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import functools
+import hashlib
 import io
+import json
 import math
 import os
 import sys
@@ -210,7 +212,7 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(study: Study, options: argparse.Namespace, console: Console) -> _files.Runs:
-    from famo_jax.experiments import _checkpoint, _train  # Orbax and Flax, which only a run needs
+    from famo_jax.experiments import _checkpoint, _train  # Flax, which only a run needs
 
     apart = ("source", "checkpoint_dir", "resume", "out")
     settings = {name: value for name, value in vars(options).items() if name not in apart}
@@ -243,6 +245,8 @@ def show(study: Study, runs: _files.Runs, out: Path, console: Console | None) ->
         show_tables(study, summary, console)
     out.mkdir(parents=True, exist_ok=True)
     about = {key: runs.facts[key] for key in ("settings", "environment", "seconds")}
+    settled = json.dumps([study.name, about["settings"]], sort_keys=True)
+    about["settings_sha256"] = hashlib.sha256(settled.encode()).hexdigest()
     kept = _files.without(summary, study.curves)
     _files.write_json(out / f"{study.name}.json", about | {"summary": kept})
     for name, draw in study.pictures.items():

@@ -1,8 +1,17 @@
-r"""A study that compares methods on one problem.
+r"""A study that compares methods on problems: *columns* of one table, such as two units of losses.
 
-Each method is trained at every setting of its hyperparameters. The setting with the least mean
-:math:`\Delta m` on validation is kept, and only settings that validation chose meet the test.
-:math:`\Delta m` is against the mean of single-task learning, which is always run.
+What is compared, and how, was settled before the runs:
+
+* The figure is :math:`\Delta m` on test: the mean over tasks of the change in percent of a metric
+  against single-task networks. These are trained in the last column's units and have, as every
+  method, as many settings.
+* Each method has the same number of settings. One without hyperparameters has that many learning
+  rates, between the same ends.
+* Some seeds choose, by the mean :math:`\Delta m` on validation; others report. A seed draws the
+  split of the data, the initial parameters and the batches, the same for all methods.
+* Learned weights are compared with the *best fixed* ones: of ``FIXED`` that which validation chose.
+  Differences are paired by seed, with 95% intervals by Student's t; their p values in a column are
+  corrected by Holm for the number of methods shown.
 """
 
 import argparse
@@ -15,33 +24,46 @@ import numpy as np
 
 from famo_jax.experiments import _command, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
-from famo_jax.experiments._methods import CONTROLS, METHODS, Method, described
+from famo_jax.experiments._methods import METHODS, Method, described
 from famo_jax.experiments._study import Study, Summary
-from famo_jax.experiments.problems._problem import Problem, Task
+from famo_jax.experiments.problems._problem import Problem
 
 if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
 MAX_ROWS = 2**24  # some 200 bytes each
-LOGITS_RATE = 0.005  # of amortized Nash-MTL, where a study does not choose it
+TUNING = 1000  # the first of the seeds that choose, in every part of a run the same
+# What needs two batches a step, and what is si by another name, stand aside.
+ALL = [name for name, each in METHODS.items() if each.measure != "fresh" and name != "frozen-no-c"]
 OWN = "gamma", "logits_rate"  # of methods with logits
-FEW = 4  # more tasks than that do not fit into 80 columns
-FORMS = "famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema famo-ema-no-c"
-QUICK = "--seeds 2 --methods stl ls si frozen famo famo-one-pass --learning-rate 1e-2 --gamma 1e-3"
+FEW = 4  # more tasks than that are not told one by one
+FIXED = "ls", "si", "frozen", "first-loss"  # these learn no weights
+MAIN = (*FIXED, "uw", "famo", "famo-ema-no-c", "nash-slope", "mgda", "pcgrad", "cagrad", "nash-mtl")
+GRID = "--logits-rate 2e-3 1e-2 5e-2 --methods stl " + " ".join(MAIN)
+QUICK = "--seeds 2 --tuning-seeds 1 --methods stl ls si frozen famo famo-one-pass "
+QUICK += "--learning-rate 1e-2 --gamma 1e-3"
+# What is kept of a run for the tables is little.
+CURVES = frozenset({"losses", "task_weights", "test_by_seed", "change"})
 
 
 def study(
-    problem: Problem, full: str, facts: Callable[[], Mapping[str, Any]] = dict, **about: Any
+    problems: Mapping[str, Problem],
+    full: str,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+    **about: Any,
 ) -> Study:
-    """A comparison of methods on a problem, with facts of its data."""
-    words = "; stl, the baseline, is always run"
+    """A comparison of methods on problems, by the names of their columns, with facts of the data.
+
+    All have the same tasks, or in each column tasks of its own.
+    """
+    words = "; all: every one; stl, the baseline, is always run"
     return Study(
-        full=f"--first-seed 0 {full}",
-        run=functools.partial(run, problem, facts),
-        summarize=functools.partial(summarize, problem.tasks),
+        full=f"--first-seed 0 {full} {GRID}",
+        run=functools.partial(run, problems, facts),
+        summarize=functools.partial(summarize, problems),
         tables=tables,
-        options={"methods": _command.methods_option(list(METHODS), words)},
-        curves=frozenset({"losses", "task_weights", "test_by_seed"}),
+        options={"methods": _command.methods_option(["all", *METHODS], words)},
+        curves=CURVES,
         epilog=described(METHODS),
         check=check,
         **about,
@@ -51,7 +73,12 @@ def study(
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses batches that memory would not hold, and adds the baseline."""
     check_rows(parser, options.steps * options.seeds * options.batch_size)
-    options.methods = [name for name in METHODS if name in {"stl", *options.methods}]
+    if options.first_seed + options.seeds > TUNING:
+        parser.error(
+            f"argument --seeds: expected seeds below {TUNING}, which are those that choose"
+        )
+    every = ALL if "all" in options.methods else ("stl", *options.methods)
+    options.methods = [name for name in METHODS if name in every]
 
 
 def check_rows(parser: argparse.ArgumentParser, rows: int) -> None:
@@ -78,218 +105,305 @@ def evenly(method: Method, grid: Mapping[str, Sequence[Any]]) -> Mapping[str, Se
     It is chosen from learning rates that lie as much closer to each other.
     """
     rates = grid["learning_rate"]
-    if method.takes or len(rates) == 1:
+    if set(OWN) & set(method.takes) or len(rates) == 1:
         return grid
     finer = np.geomspace(min(rates), max(rates), len(rates) * len(grid["gamma"]))
     return {**grid, "learning_rate": finer.tolist()}
 
 
+def columns_of(problems: Mapping[str, Problem], names: Sequence[str]) -> list[tuple[str, str]]:
+    """What is trained. Where columns share their tasks single tasks are learned in the last."""
+    shared = len({problem.tasks for problem in problems.values()}) == 1
+    own = {column: [*problems][-1] if shared else column for column in problems}
+    return [
+        (column, name)
+        for column, name in itertools.product(problems, names)
+        if name != "stl" or own[column] == column
+    ]
+
+
 def run(
-    problem: Problem,
+    problems: Mapping[str, Problem],
     facts: Callable[[], Mapping[str, Any]],
     options: argparse.Namespace,
     session: "Session",
-    even: bool = False,
+    **of_reporting: Any,
 ) -> Runs:
-    """Trains every method at all its settings, the same number of each method if ``even``."""
+    """Trains each method at all its settings on some seeds, and as these choose on the others.
+
+    The arms of the latter may be told more.
+    """
     from famo_jax.experiments import _train
 
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    own = {"logits_rate": [LOGITS_RATE], "task": range(len(problem.tasks))}
-    grid = own | vars(options)
+    reporting = range(options.first_seed, options.first_seed + options.seeds)
+    choosing = range(TUNING, TUNING + options.tuning_seeds)
 
-    def arm(name: str, data: Any) -> _train.Arm:
-        method = METHODS[name]
-        settings = settings_of(method, evenly(method, grid) if even else grid)
-        return _train.Arm(name, problem, data, options.steps, method, settings, seeds)
+    @functools.cache
+    def load(loader: Any, seeds: range) -> Any:
+        return loader(options.steps, seeds, options.batch_size)
+
+    def arm(column: str, name: str, settings: Any, seeds: range, **more: Any) -> _train.Arm:
+        problem, method = problems[column], METHODS[name]
+        data = load(problem.load_data, seeds)
+        label = f"{column} {name}" + (" choosing" if seeds == choosing else "")
+        return _train.Arm(label, problem, data, options.steps, method, settings, seeds, **more)
 
     def plan() -> _train.Plan:
-        data = problem.load_data(options.steps, seeds, options.batch_size)
-        yield [arm(name, data) for name in METHODS if name in options.methods]
+        pairs = columns_of(problems, options.methods)
+        every = {}
+        for column, name in pairs:
+            own = {"task": range(len(problems[column].tasks))} | vars(options)
+            every[column, name] = settings_of(METHODS[name], evenly(METHODS[name], own))
+        done = yield [arm(*pair, every[pair], choosing) for pair in pairs]
+        arms = []
+        for pair in pairs:
+            found = chosen(done, every[pair], problems, *pair)
+            settings = [every[pair][index] for index in found]
+            arms.append(arm(*pair, settings, reporting, **of_reporting))
+        yield arms
 
-    runs = _train.run(plan(), session, timed=".*", rounds=5 if options.quick else 25)
+    first = next(iter(problems))  # a step costs the same in all columns
+    runs = _train.run(plan(), session, timed=f"{first} [^ ]+|.* stl", rounds=25)
     return runs._replace(facts=runs.facts | {"problem": dict(facts())})
 
 
-def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
-    """The figures of each method. Methods share seeds, so differences between two are paired."""
+def _higher(problem: Problem) -> Array:
+    return np.array([task.higher_is_better for task in problem.tasks])
+
+
+def _baseline(
+    arrays: Mapping[str, Mapping[str, Any]], problems: Mapping[str, Problem], column: str
+) -> tuple[str, list[int], Array]:
+    """Of single-task learning the column, each task's best setting, and validation there, [K]."""
+    column = column if f"{column} stl choosing" in arrays else [*problems][-1]
+    problem = problems[column]
+    k = len(problem.tasks)
+    own = _statistics.finite(arrays[f"{column} stl choosing"]["validation"])
+    by_task = own.reshape(k, -1, *own.shape[1:])[np.arange(k), ..., np.arange(k)].mean(axis=-1)
+    signs = np.where(_higher(problem), -1, 1)[:, None]
+    best = list(map(_statistics.choose, signs * by_task))  # [K, rates], each by its own metric
+    indices = [task * by_task.shape[1] + rate for task, rate in enumerate(best)]
+    return column, indices, by_task[np.arange(k), best]
+
+
+def chosen(
+    arrays: Mapping[str, Mapping[str, Any]],
+    settings: Sequence[Any],
+    problems: Mapping[str, Problem],
+    column: str,
+    name: str,
+) -> list[int]:
+    """Which settings of a method validation chose: one, or one for each single task."""
+    _, indices, on_validation = _baseline(arrays, problems, column)
+    if name == "stl":
+        return indices
+    own = _statistics.finite(arrays[f"{column} {name} choosing"]["validation"])
+    scores = _statistics.delta_m(own, on_validation, _higher(problems[column])).mean(axis=-1)
+    assert len(scores) == len(settings)
+    return [_statistics.choose(scores)]
+
+
+def summarize(problems: Mapping[str, Problem], runs: Runs) -> dict[str, Any]:
+    """The figures of each method in each column."""
+    options = runs.facts["settings"]
+    return {
+        "steps": options["steps"],
+        "budget": max(len(runs.facts["arms"][name]["settings"]) for name in runs.facts["arms"]
+                      if name.endswith(" choosing") and " stl " not in name),
+        "problem": runs.facts["problem"],
+        "columns": {column: _column(problems, column, runs) for column in problems},
+    }  # fmt: skip
+
+
+def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[str, Any]:
     options, arms, times = (runs.facts[key] for key in ("settings", "arms", "times"))
-    names = [task.name for task in tasks]
-    higher = np.array([task.higher_is_better for task in tasks])
-    delta_m = functools.partial(_statistics.delta_m, higher_is_better=higher)
-    stl_test, on_validation, stl_rates, stl_losses = _single_task(runs, tasks)
-    baseline = stl_test.mean(axis=0)
-    chosen, tests = {"stl": 0}, {"stl": stl_test}
-    for name in [each for each in arms if each != "stl"]:
-        validation = _statistics.finite(runs.arrays[name]["validation"]).mean(axis=1)
-        chosen[name] = _statistics.choose(delta_m(validation, on_validation))
-        tests[name] = _statistics.finite(runs.arrays[name]["test"][chosen[name]])
+    problem = problems[column]
+    names = [task.name for task in problem.tasks]
+    delta_m = functools.partial(_statistics.delta_m, higher_is_better=_higher(problem))
+    where, _, on_validation = _baseline(runs.arrays, problems, column)
+    each = np.arange(len(names))
+    single = runs.arrays[f"{where} stl"]
+    tests = {"stl": _statistics.finite(single["test"])[each, :, each].T}
+    labels = {"stl": f"{where} stl"}
+    scores = {}
+    for name in METHODS:
+        label = f"{column} {name}"
+        if label in arms and name != "stl":
+            tests[name] = _statistics.finite(runs.arrays[label]["test"][0])
+            labels[name] = label
+            own = _statistics.finite(runs.arrays[f"{label} choosing"]["validation"])
+            scores[name] = np.nanmin(
+                [*delta_m(own, on_validation).mean(axis=-1), np.inf]  # where nothing is finite
+            )
+    baseline = tests["stl"].mean(axis=0)
     by_seed = {name: delta_m(test, baseline) for name, test in tests.items()}
     means = {name: test.mean(axis=0) for name, test in tests.items()}
-    ranks = _statistics.mean_ranks(np.stack(list(means.values())), higher)
+    ranks = _statistics.mean_ranks(np.stack(list(means.values())), _higher(problem))
+    fixed = {name: scores[name] for name in FIXED if name in scores}
+    best = min(fixed, key=fixed.__getitem__) if fixed else None
+    first = next(iter(problems))
+    plain = times.get(f"{first} ls")
 
     def figures(name: str, rank: float) -> dict[str, Any]:
-        own, setting = runs.arrays[name], arms[name]["settings"][chosen[name]]
-        changes = _statistics.changes(means[name], baseline, higher)
+        own, settings = runs.arrays[labels[name]], arms[labels[name]]["settings"]
+        changes = _statistics.changes(means[name], baseline, _higher(problem))
+        losses = own["losses"].mean(axis=1)
+        grid = dict(options)
         found: dict[str, Any] = {
             "test": dict(zip(names, means[name], strict=True)) if len(names) <= FEW else {},
             "change": dict(zip(names, changes, strict=True)),
+            "worst": np.max(changes),
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": rank,
-            "learning_rate": [setting["learning_rate"]],
-            "edges": _statistics.edges([setting], options),
-            "against": {
-                other: _statistics.estimate(by_seed[name] - by_seed[other])
-                for other in opponents(name)
-                if other in by_seed and other != name
-            },
+            "learning_rate": [setting["learning_rate"] for setting in settings],
+            "edges": _statistics.edges(settings, grid),
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
-            "losses": own["losses"][chosen[name]].mean(axis=0),
+            # Of single tasks the losses are [K, points, 1], of others [1, points, K].
+            "losses": losses[..., 0].T if name == "stl" else losses[0],
         }
-        networks = 1
-        if name == "stl":  # it steps K networks where the others step one
-            edges = _statistics.edges([{"learning_rate": rate} for rate in stl_rates], options)
-            found |= {"learning_rate": stl_rates, "edges": edges, "losses": stl_losses}
-            networks = len(tasks)
-        if "ls" in times:
-            found["step_relative_to_ls"] = networks * times[name]["median"] / times["ls"]["median"]
+        if name not in ("stl", *FIXED) and best:
+            found["gain"] = _statistics.difference(by_seed[name] - by_seed[best])
+        time = times.get(f"{first} {name}") or times.get(labels[name])
+        if plain and time:
+            networks = len(names) if name == "stl" else 1
+            found["step_relative_to_ls"] = networks * time["median"] / plain["median"]
         if METHODS[name].has_logits:
-            ranges = own["logit_range"][chosen[name]].mean(axis=0)
+            ranges = own["logit_range"][0].mean(axis=0)
             found["logit_range"] = dict(zip(("end", "most", "mean"), ranges, strict=True))
-            found["task_weights"] = own["task_weights"][chosen[name]].mean(axis=0)
-        return found | {key: setting[key] for key in OWN if key in setting}
+            found["task_weights"] = own["task_weights"][0].mean(axis=0)
+        return found | {key: settings[0][key] for key in OWN if key in settings[0]}
 
-    by_name = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
+    methods = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
     return {
-        "tasks": [task._asdict() for task in tasks],
-        "steps": options["steps"],
-        "problem": runs.facts["problem"],
-        "methods": {name: by_name[name] for name in METHODS if name in by_name},
+        "tasks": [task._asdict() for task in problem.tasks],
+        "fixed": best,
+        "units_of_stl": where,
+        "methods": {name: methods[name] for name in METHODS if name in methods},
     }
-
-
-def _single_task(runs: Runs, tasks: Sequence[Task]) -> tuple[Array, Array, list[float], Array]:
-    """Of single-task learning each task at the rate that is best for its own metric.
-
-    Returns:
-      The metrics on test ``[seeds, K]`` and, mean over seeds, on validation ``[K]``, the rates, and
-      the losses ``[points, K]``.
-    """
-    own, k, rates = runs.arrays["stl"], len(tasks), runs.facts["settings"]["learning_rate"]
-    each = np.arange(k)
-    validation, test = (  # [K, rates, seeds]
-        _statistics.finite(own[split]).reshape(k, len(rates), -1, k)[each, :, :, each]
-        for split in ("validation", "test")
-    )
-    signs = np.array([-1 if task.higher_is_better else 1 for task in tasks])[:, None]
-    best = list(map(_statistics.choose, signs * validation.mean(axis=-1)))
-    losses = own["losses"].reshape(k, len(rates), *own["losses"].shape[1:-1])[each, best]
-    means = validation[each, best].mean(axis=-1)
-    return test[each, best].T, means, [rates[index] for index in best], losses.mean(axis=1).T
-
-
-def opponents(name: str) -> tuple[str, ...]:
-    """What a method is compared with: of the forms of FAMO those with the same c."""
-    c = "-no-c" if name.endswith("-no-c") else ""
-    return ("ls", *CONTROLS, "first-loss", "uw", f"famo{c}", f"famo-one-pass{c}")
 
 
 def tables(summary: Summary) -> list[Any]:
-    """The methods, each task or how they are spread; and the differences of FAMO's forms."""
-    tasks, methods = summary["tasks"], summary["methods"]
-    few = len(tasks) <= FEW
-    both = any("logits_rate" in each for each in methods.values())
-    own = "gamma\nor ξ\nrate" if both else "gamma"
-    headers = [task["metric"].replace(" ", "\n") for task in tasks]
-    headers = headers if few else ["worst\ntask\n(%)", f"better\nof {len(tasks)}", "logit\nrange"]
-    headers += ["Δm\n± s.e.\n(%)", "mean\nrank", "learn.\nrate", own, "step\n/ ls"]
-    table = _tables.new(None, ["method"], headers)
-    for name, figures in methods.items():
-        rate, changes = figures["learning_rate"], list(figures["change"].values())
-        each = [f"{figures['test'][task['name']]:.{task['decimals']}f}" for task in tasks if few]
-        drift = f"{figures['logit_range']['end']:.2f}" if "logit_range" in figures else ""
-        spread = [f"{max(changes):z.0f}", f"{sum(change < 0 for change in changes)}", drift]
-        table.add_row(
-            name,
-            *(each if few else spread),
-            _tables.with_error(figures["delta_m"]),
-            f"{figures['mean_rank']:.2f}",
-            f"{rate[0]:.2g}" if len(rate) == 1 else "below",
-            next((f"{figures[key]:g}" for key in OWN if key in figures), ""),
-            f"{figures['step_relative_to_ls']:.2f}" if "step_relative_to_ls" in figures else "",
-        )
-    own = methods["stl"]["learning_rate"]
-    rates = ", ".join(f"{rate:g} for {own.count(rate)} tasks" for rate in sorted(set(own)))
-    lines = [
-        f"Means over {len(methods['stl']['delta_m_by_seed'])} seeds, everything better when lower. "
-        f"Δm ± its standard error: against the mean of stl, whose learning rates are {rates}, and "
-        f"which steps {len(tasks)} networks."
-        + ("" if few else " Worst: its change against stl. Logit range: over tasks, at the end.")
-    ]
-    edges = {name: ", ".join(each["edges"]) for name, each in methods.items() if each["edges"]}
-    if edges:
-        told = "; ".join(f"{name} {values}" for name, values in edges.items())
-        lines.append(f"At the end of their lists: {told}.")
-    forms = {name: each for name, each in methods.items() if METHODS[name].control}
-    return [table, *lines, *([differences(forms)] if forms else [])]
-
-
-# What a column of differences shows for a form of FAMO.
-_COLUMNS: dict[str, Callable[[str], str]] = {
-    "si": lambda _: "si",
-    "frozen": lambda _: "frozen",
-    "first": lambda _: "first-loss",
-    "uw": lambda _: "uw",
-    "two-pass": lambda name: opponents(name)[-2],
-    "one-pass": lambda name: opponents(name)[-1],
-}
-
-
-def differences(forms: Mapping[str, Any]) -> Any:
-    """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
-    cells = {
-        label: [each["against"].get(other(name)) for name, each in forms.items()]
-        for label, other in _COLUMNS.items()
+    """The main methods, then all others, column by column."""
+    columns = summary["columns"]
+    every = [*dict.fromkeys(name for column in columns.values() for name in column["methods"])]
+    main = [name for name in MAIN if name in every]
+    others = [name for name in every if name not in {"stl", *MAIN}]
+    seeds = len(next(iter(columns.values()))["methods"]["stl"]["delta_m_by_seed"])
+    parts: list[Any] = [_table(None, summary, main)] if main else []
+    if others:
+        parts.append(_table("Other methods" if main else None, summary, others))
+    fixed = [f"{column['fixed']} ({name})" for name, column in columns.items() if column["fixed"]]
+    baselines = {column["units_of_stl"] for column in columns.values()}
+    parts.append(
+        f"Mean over {seeds} seeds of Δm, in percent, ± its standard error; lower is better. Each "
+        "seed has a split, parameters and batches of its own; other seeds chose the settings, of "
+        f"{summary['budget']} for each method. 0 is stl, a network for each task"
+        + (f" ({', '.join(baselines)})" if len(baselines) < len(columns) else "")
+        + "."
+        + (f" Best fixed weights: {', '.join(fixed)}." if fixed else "")
+        + (" - fixed: difference from these, with its 95% interval, paired by seed."
+           if fixed and len(columns) <= 2 else "")
+        + (" *: p < 0.05 for that difference, by Holm's correction within a column of a table."
+           if fixed else "")
+    )  # fmt: skip
+    edges = {
+        f"{name} {', '.join(each['edges'])} ({label})": None
+        for label, column in columns.items()
+        for name, each in column["methods"].items()
+        if each["edges"] and name in {"stl", *MAIN}
     }
-    columns = {f"- {label}": found for label, found in cells.items() if any(found)}
-    table = _tables.new("Differences of Δm, paired by seed: mean±95%", ["method"], columns)
-    for name, *row in zip(forms, *columns.values(), strict=True):
-        table.add_row(name, *map(_tables.with_interval, row))
+    if edges:
+        parts.append(f"Chosen at the end of a list: {'; '.join(edges)}.")
+    return parts
+
+
+def _table(title: str | None, summary: Summary, names: Sequence[str]) -> Any:
+    columns, wide = summary["columns"], len(summary["columns"]) <= 2
+    several = len(columns) > 1
+    headers = []
+    for label in columns:
+        above = f"{label}\n" if several else ""
+        headers += [f"{above}Δm", *([f"{'' if not several else chr(10)}- fixed"] if wide else [])]
+    if wide:
+        headers.append("\nstep\n/ ls" if several else "step\n/ ls")
+    stars = {label: _stars(column["methods"], names) for label, column in columns.items()}
+    table = _tables.new(title, ["method"], headers)
+    for name in names:
+        cells = []
+        for label, column in columns.items():
+            each = column["methods"].get(name)
+            star = "*" if name in stars[label] else ""
+            cells.append(_tables.with_error(each["delta_m"]) + star * (not wide) if each else "")
+            if wide:
+                gain = each.get("gain") if each else None
+                cells.append(_tables.with_interval(gain) + star)
+        times = [column["methods"].get(name, {}) for column in columns.values()]
+        time = next((each["step_relative_to_ls"] for each in times
+                     if "step_relative_to_ls" in each), None)  # fmt: skip
+        table.add_row(name, *cells, *([f"{time:.2f}" if time else ""] if wide else []))
     return table
 
 
-SHOWN = ("ls", "si", "famo", "famo-ema-no-c")  # few enough to be told apart
+def _stars(methods: Mapping[str, Any], names: Sequence[str]) -> set[str]:
+    """Those whose difference from the best fixed weights is certain, of those in a table."""
+    gains = {name: methods[name]["gain"]["p"] for name in names if "gain" in methods.get(name, {})}
+    adjusted = _statistics.holm(list(gains.values()))
+    return {name for name, p in zip(gains, adjusted, strict=True) if p < 0.05}
 
 
-def draw_overview(summary: Summary, places: Any, label: Callable[[Any], Any], title: str) -> Any:
-    """How each of many tasks changes, at places on an axis to be labelled, and below it delta m."""
-    names = [name for name in SHOWN if name in summary["methods"]]
+SHOWN = ("ls", "si", "first-loss", "famo", "famo-ema-no-c")  # few enough to be told apart
+
+
+def draw(
+    summary: Summary,
+    label: Callable[[Any], None] = lambda axes: None,
+    order: Sequence[int] | None = None,
+) -> Any:
+    """A column each: how the tasks change, at places on an axis to be labelled, and delta m."""
+    columns = summary["columns"]
+    figure: Any
     with _plots.picture(height=5.6) as figure:
-        above, below = figure.subplots(2, 1, height_ratios=(1, 1.1))
-        for name in names:
-            values = list(summary["methods"][name]["change"].values())
-            colour = METHODS[name].colour
-            above.plot(places, values, "o", color=colour, markersize=4, alpha=0.85, label=name)
-        above.axhline(0, color="black", linewidth=0.8)
-        above.set_yscale("symlog", linthresh=10)
-        above.yaxis.set_major_formatter(lambda change, _: f"{change:g}")
-        above.grid(axis="y", color="#eeeeee")
-        above.margins(y=0.08)
-        above.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), columnspacing=1)
-        label(above)
-        above.set_title(f"{title} against single-task networks' (%)")
-        draw_delta_m(below, summary)
+        grid = figure.subplots(2, len(columns), height_ratios=(1, 1.25), squeeze=False)
+        for (name, column), above, below in zip(columns.items(), *grid, strict=True):
+            _draw_tasks(above, column["methods"], order)
+            above.set_title(f"{name}: each task's change against stl (%)"
+                            if len(columns) <= 2 else name)  # fmt: skip
+            label(above)
+            draw_delta_m(below, column["methods"])
+            if below is not grid[1][0]:
+                below.set_yticklabels([])
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 
-def draw_delta_m(axes: Any, summary: Summary) -> None:
-    """Of every method."""
+def _draw_tasks(axes: Any, methods: Mapping[str, Any], order: Sequence[int] | None) -> None:
+    shown = [name for name in SHOWN if name in methods]
+    for name in shown:
+        values = list(methods[name]["change"].values())
+        places = np.arange(len(values)) if order is None else np.argsort(order)
+        colour = METHODS[name].colour
+        axes.plot(places, values, "o", color=colour, markersize=4, alpha=0.85, label=name)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=10)
+    axes.yaxis.set_major_formatter(lambda change, _: f"{change:g}")
+    axes.grid(axis="y", color="#eeeeee")
+    axes.margins(y=0.08)
+
+
+def draw_delta_m(axes: Any, methods: Mapping[str, Any]) -> None:
+    """Of the main methods, as far as they were run, or of all."""
+    names = [name for name in MAIN if name in methods] or [*methods]
     rows = {
-        name: (each["delta_m"], METHODS[name].colour, each["delta_m_by_seed"])
-        for name, each in summary["methods"].items()
+        name: (methods[name]["delta_m"], METHODS[name].colour, methods[name]["delta_m_by_seed"])
+        for name in names
         if name != "stl"
     }
-    _plots.estimates(axes, rows, "Δm against single-task networks (%): mean, 95%, each seed")
+    _plots.estimates(axes, rows, "mean, 95%, each seed")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title("Δm, lower is better")
+    every = np.concatenate([seeds for _, _, seeds in rows.values()])
+    if np.nanmax(every, initial=0) > 200:  # what fails would squeeze the rest
+        axes.set_xscale("symlog", linthresh=50)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_title("Δm (%), lower is better")

@@ -25,6 +25,24 @@ def estimate(values: npt.ArrayLike) -> Estimate:
     return {"mean": mean, "se": se, "low": mean - half, "high": mean + half}
 
 
+def difference(values: npt.ArrayLike) -> Estimate:
+    """The mean of ``[n]`` paired differences, its interval, and ``p`` by Student's t."""
+    array = np.asarray(values, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = array.mean() / scipy.stats.sem(array) if len(array) > 1 else np.nan
+    return estimate(array) | {"p": float(2 * scipy.stats.t.sf(abs(t), len(array) - 1))}
+
+
+def holm(p_values: npt.ArrayLike) -> Array:
+    """P values corrected for their number (Holm 1979). NaN is none at all: 1."""
+    p = np.nan_to_num(np.asarray(p_values, np.float64), nan=1.0)
+    order = np.argsort(p)
+    steps = p[order] * (len(p) - np.arange(len(p)))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
 def geometric(values: npt.ArrayLike) -> Estimate:
     """The geometric mean of ``[n]`` values, and its interval from that of their logarithms."""
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -107,6 +107,7 @@ def functions(arm: Arm) -> Functions:
             key = jax.random.fold_in(seed_key, index)
             params, opt_state, state = carry
             batch, fresh = halves(batch) if arm.halved else (batch, None)
+            where = problem.present(batch) if problem.present else None
 
             def losses_fn(params: Any, rows: Any = batch) -> Any:
                 return problem.losses(params, state, rows, key)
@@ -116,15 +117,19 @@ def functions(arm: Arm) -> Functions:
                 terms = list(map(of_params, problem.each))
                 losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
                 losses, new_state = jnp.stack(losses), state
-            elif method.aggregates and problem.features:
+            elif method.aggregates and problem.features and problem.place == "features":
                 encode, heads = problem.features
                 at_features = famo_jax.losses_and_grads(heads, encoder=encode)
-                losses, grads = at_features(params, state, batch, key, state=opt_state)
+                batched = state, batch, key
+                losses, grads = at_features(params, *batched, state=opt_state, where=where)
                 new_state = state
             else:
-                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
-                (losses, new_state), grads = weighed(params, state=opt_state)
+                mask = problem.last_shared if problem.place == "last layer" else None
+                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True, gram_at=mask)
+                (losses, new_state), grads = weighed(params, state=opt_state, where=where)
             extra: dict[str, Any] = {"losses": losses}
+            if where is not None:
+                extra["where"] = where
             if method.measure != "one-pass":
                 rows = fresh if method.measure == "fresh" else batch
                 extra["losses_fn"] = lambda params: losses_fn(params, rows)[0]
@@ -178,7 +183,7 @@ def over_all(arm: Arm) -> Functions:
         return lift(one, settings, carry, by_seed)
 
     def finish(carry: Any, validation: Any, test: Any) -> Any:
-        return lift(lambda _, own, __: each.finish(own, validation, test), (), carry, ())
+        return lift(lambda _, carry, own: each.finish(carry, *own), (), carry, (validation, test))
 
     return Functions(begin, advance, finish)
 

@@ -1,102 +1,166 @@
-"""What learned weights gain over fixed ones: ``python -m famo_jax.experiments.amortize``.
+"""How much a method's own rate matters: ``python -m famo_jax.experiments.amortize``.
 
-FAMO and the methods that amortize MGDA, CAGrad and Nash-MTL likewise, by one pass, two or the
-slope, beside the exact methods and weights that learn nothing. One problem a run, ``--problem``:
-the overlapping digits, the molecules in natural or in standardised units, the forty attributes. How
-methods are trained, chosen and compared stands in ``_comparison``; here all have the same number of
-settings.
+FAMO leaves its decay gamma open; amortized Nash-MTL has no gamma, but logits that move at a rate.
+On the overlapping digits in their natural units each is trained at five values of what it leaves
+open, by batch size. The model's learning rate is chosen for each on validation, at the middle value
+and by seeds of their own. The figure is delta m against weights of 1 / first loss held fixed, which
+learn nothing, at their best rate; below 0 learning gains something, and the flatter the better.
 """
 
 import argparse
 import functools
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from famo_jax.experiments import _command, _comparison
-from famo_jax.experiments._files import Runs
-from famo_jax.experiments._methods import METHODS, described
-from famo_jax.experiments._study import Option, Study, Summary
-from famo_jax.experiments.problems import attributes, digits, molecules
+from famo_jax.experiments import _command, _comparison, _plots, _statistics, _tables
+from famo_jax.experiments._files import Array, Runs
+from famo_jax.experiments._methods import METHODS
+from famo_jax.experiments._study import Study, Summary
+from famo_jax.experiments.problems import digits
 
 if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
-PROBLEMS = {
-    "digits": digits.PROBLEM,
-    "molecules": molecules.PROBLEM,
-    "standardised": molecules.STANDARDISED,
-    "attributes": attributes.PROBLEM,
+CONTROL = "first-loss"
+OPEN = {  # what each leaves open
+    "famo-ema-no-c": "gamma",
+    "famo-no-c": "gamma",
+    "amortized-nash-mtl": "logits_rate",
+    "nash-slope": "logits_rate",
 }
 
 
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses batches that memory would not hold, and values that do not pair up."""
+    _comparison.check_rows(parser, options.steps * options.seeds * max(options.batch_size))
+    if len(options.gamma) != len(options.logits_rate):
+        parser.error(
+            "argument --gamma: expected as many values as of --logits-rate, "
+            f"{len(options.logits_rate)}, got {len(options.gamma)}"
+        )
+
+
 def run(options: argparse.Namespace, session: "Session") -> Runs:
-    """Trains every method on the problem, at as many settings each."""
-    return _comparison.run(PROBLEMS[options.problem], dict, options, session, even=True)
+    """Chooses the model's rates, then trains at all values of what is left open."""
+    from famo_jax.experiments import _train
+
+    choosing = range(_comparison.TUNING, _comparison.TUNING + options.tuning_seeds)
+    reporting = range(options.seeds)
+    pairs = list(itertools.product(options.batch_size, (CONTROL, *OPEN)))
+    load = functools.cache(digits.PROBLEM.load_data)
+
+    def arm(size: int, name: str, grid: Mapping[str, Any], seeds: range, label: str) -> _train.Arm:
+        method = METHODS[name]
+        settings = _comparison.settings_of(method, grid)
+        data = load(options.steps, seeds, size)
+        return _train.Arm(f"{size} {name}{label}", digits.PROBLEM, data, options.steps, method,
+                          settings, seeds)  # fmt: skip
+
+    def plan() -> _train.Plan:
+        values: dict[str, list[float]] = {own: getattr(options, own) for own in set(OPEN.values())}
+        middle = {own: [sorted(each)[len(each) // 2]] for own, each in values.items()}
+        rates = {"learning_rate": options.learning_rate}
+        done = yield [arm(*pair, middle | rates, choosing, " choosing") for pair in pairs]
+        arms = []
+        for size, name in pairs:
+            found = [options.learning_rate[_best(done, size, name)]]
+            arms.append(arm(size, name, values | {"learning_rate": found}, reporting, ""))
+        yield arms
+
+    return _train.run(plan(), session)
+
+
+def _best(arrays: Mapping[str, Mapping[str, Any]], size: int, name: str) -> int:
+    """Which rate is best on validation, against the control's at its first rate."""
+    first = _statistics.finite(arrays[f"{size} {CONTROL} choosing"]["validation"])[0].mean(axis=0)
+    own = _statistics.finite(arrays[f"{size} {name} choosing"]["validation"])
+    return _statistics.choose(_statistics.delta_m(own, first).mean(axis=-1))
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
-    """The figures of each method."""
-    problem = PROBLEMS[runs.facts["settings"]["problem"]]
-    return _comparison.summarize(problem.tasks, runs)
+    """By batch size and method: delta m against the control at every value."""
+    settings = runs.facts["settings"]
+
+    def figures(size: int, name: str) -> dict[str, Any]:
+        control = _statistics.finite(runs.arrays[f"{size} {CONTROL}"]["test"][0])
+        tests = _statistics.finite(runs.arrays[f"{size} {name}"]["test"])  # [values, seeds, K]
+        gains: Array = _statistics.delta_m(tests, control.mean(axis=0))
+        gains = gains - _statistics.delta_m(control, control.mean(axis=0))
+        estimates = list(map(_statistics.estimate, gains))
+        means = [each["mean"] for each in estimates]
+        arms = runs.facts["arms"][f"{size} {name}"]["settings"]
+        return {
+            "values": [each[OPEN[name]] for each in arms],
+            "learning_rate": arms[0]["learning_rate"],
+            "gains": estimates,
+            "range": np.ptp(means),
+        }
+
+    sizes = settings["batch_size"]
+    return {"batches": {str(size): {name: figures(size, name) for name in OPEN} for size in sizes}}
 
 
-LABELLED = ("ls", "si", "first-loss", "famo-slope", "amortized-nash-mtl", "nash-slope", "nash-mtl")
+def tables(summary: Summary) -> list[Any]:
+    """A row for each batch size and method."""
+    first = next(iter(summary["batches"].values()))
+    count = len(next(iter(first.values()))["values"])
+    headers = [*(f"value {place}" for place in range(1, count + 1)), "range", "learn.\nrate"]
+    table = _tables.new(None, ["batch", "method"], headers)
+    for size, methods in summary["batches"].items():
+        for name, each in methods.items():
+            cells = map(_tables.with_interval, each["gains"])
+            label = "" if name != next(iter(methods)) else size
+            rate = f"{each['learning_rate']:g}"
+            table.add_row(label, name, *cells, f"{each['range']:.1f}", rate)
+    told = {own: first[name]["values"] for name, own in OPEN.items()}
+    values = "; ".join(
+        f"of {own.replace('_', ' ')} {', '.join(f'{value:g}' for value in each)}"
+        for own, each in told.items()
+    )
+    return [
+        table,
+        "Δm (%) against weights of 1 / first loss held fixed, lower is better; ± by 95% intervals, "
+        f"paired by seed. Values: {values}. Range: the greatest less the least.",
+    ]
 
 
 def draw(summary: Summary) -> Any:
-    """Delta m over the time of a step, and of every method with its seeds."""
-    from famo_jax.experiments import _plots
-
-    figure: Any
-    with _plots.picture(height=5.2) as figure:
-        left, right = figure.subplots(1, 2)
-        shown = {name: each for name, each in summary["methods"].items() if name != "stl"}
-        for name, each in shown.items():
-            x = each["step_relative_to_ls"]
-            y, low, high = (each["delta_m"][key] for key in ("mean", "low", "high"))
-            colour = METHODS[name].colour
-            left.plot(x, y, "o", color=colour, markersize=5)
-            if np.isfinite([low, high]).all():
-                left.plot([x, x], [low, high], color=colour, linewidth=1)
-            if name in LABELLED:
-                left.annotate(name, (x, y), xytext=(4, 2), textcoords="offset points", color=colour)
-        left.set_xscale("log")
-        _plots.plain_numbers(left.xaxis)
-        left.set_xlabel("time of a step over that of ls")
-        left.set_title("Δm (%) over cost: below and left is better")
-        _comparison.draw_delta_m(right, summary)
+    """A panel for each batch size, a line for each method."""
+    with _plots.picture(height=2.8) as figure:
+        panels = figure.subplots(1, len(summary["batches"]), squeeze=False, sharey=True)[0]
+        for axes, (size, methods) in zip(panels, summary["batches"].items(), strict=True):
+            values = {own: methods[name]["values"] for name, own in OPEN.items()}
+            pairs = zip(*values.values(), strict=True)
+            labels = ["\n".join(f"{value:g}" for value in pair) for pair in pairs]
+            series = {name: (each["gains"], METHODS[name].colour) for name, each in methods.items()}
+            axes.axhline(0, color="black", linewidth=0.8)
+            told = "gamma of FAMO, above\nrate of Nash-MTL, below"
+            _plots.over_values(axes, labels, series, told, labelled=axes is panels[-1])
+            axes.set_title(f"batches of {size}")
+        panels[0].set_ylabel("Δm (%) over 1 / first loss")
     return figure
 
 
-METHODS_SHOWN = (
-    "stl ls si frozen first-loss uw famo famo-no-c famo-slope famo-slope-no-c famo-one-pass "
-    "famo-one-pass-no-c famo-ema famo-ema-no-c nash-slope nash-two-pass amortized-nash-mtl "
-    "nash-ema cagrad-slope mgda-slope mgda cagrad nash-mtl log-mgda log-cagrad"
-)
 STUDY = Study(
     name="amortize",
-    title="What learned weights gain over fixed ones, and at what cost",
-    seconds=1700,  # counted from the steps and seconds of digits, not timed yet
-    full="--problem digits --first-seed 0 --steps 1500 --seeds 10 --batch-size 64 "
-    "--learning-rate 1e-3 3e-3 1e-2 3e-2 --gamma 0 1e-3 1e-2 1e-1 "
-    "--logits-rate 1e-3 5e-3 2.5e-2 1e-1 --methods " + METHODS_SHOWN,
-    quick="--steps 60 --seeds 2 --learning-rate 1e-2 --gamma 1e-3 --logits-rate 5e-3 --methods "
-    "stl ls si first-loss famo famo-slope nash-slope nash-two-pass amortized-nash-mtl cagrad-slope",
+    title="How much FAMO's gamma and the rate of amortized Nash-MTL matter",
+    seconds=200,
+    full="--steps 1500 --seeds 8 --tuning-seeds 2 --batch-size 8 64 256 "
+    "--learning-rate 1.5e-3 5e-3 --gamma 0 1e-4 1e-3 1e-2 1e-1 "
+    "--logits-rate 1e-3 3e-3 1e-2 3e-2 1e-1",
+    quick="--steps 60 --seeds 2 --tuning-seeds 1 --batch-size 16 --learning-rate 5e-3 "
+    "--gamma 0 1e-2 --logits-rate 1e-3 1e-2",
     run=run,
     summarize=summarize,
-    tables=_comparison.tables,
+    tables=tables,
     pictures={"amortize.png": draw},
-    options={
-        "problem": Option(
-            _command.one_of([*PROBLEMS]), f"one of {', '.join(PROBLEMS)}", metavar="NAME"
-        ),
-        "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run"),
-    },
-    curves=frozenset({"losses", "task_weights", "test_by_seed"}),
-    epilog=described(METHODS),
-    check=_comparison.check,
+    options={"batch_size": _command.OPTIONS["batch_size"]._replace(several=True)},
+    check=check,
 )
+
 main = functools.partial(_command.main, STUDY)
 
 if __name__ == "__main__":

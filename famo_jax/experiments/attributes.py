@@ -1,7 +1,7 @@
 """Methods on forty attributes of a picture: ``python -m famo_jax.experiments.attributes``.
 
-The problem is that of :mod:`famo_jax.experiments.problems.attributes`, and how methods are trained,
-chosen and compared stands in ``_comparison``.
+The problem is that of :mod:`famo_jax.experiments.problems.attributes`: cross-entropies, which have
+no units to be chosen. How methods are trained, chosen and compared stands in ``_comparison``.
 """
 
 import functools
@@ -23,23 +23,22 @@ def draw(summary: Any) -> Any:
         axes.set_xticks(shown, [f"{100 * rates[order[place]]:.0f}%" for place in shown])
         axes.set_xlabel("attributes, by how many pictures have them")
 
-    return _comparison.draw_overview(summary, np.argsort(order), label, "each attribute's error")
+    return _comparison.draw(summary, label, order.tolist())
 
 
 def facts() -> dict[str, Any]:
     """Of the data."""
-    return {
-        "base_rates": dict(zip(attributes.ATTRIBUTES, attributes.load_base_rates(), strict=True))
-    }
+    rates = attributes.load_base_rates(0)
+    return {"base_rates": dict(zip(attributes.ATTRIBUTES, rates, strict=True))}
 
 
 STUDY = _comparison.study(
     name="attributes",
     title="Multi-task methods on forty attributes of overlapping handwritten digits",
-    seconds=242,
-    problem=attributes.PROBLEM,
-    full="--steps 400 --seeds 10 --batch-size 256 --learning-rate 1e-2 3e-2 1e-1 "
-    "--gamma 0 1e-4 1e-3 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
+    seconds=400,
+    problems={"cross-entropies": attributes.PROBLEM},
+    full="--steps 400 --seeds 8 --tuning-seeds 2 --batch-size 256 --learning-rate "
+    "1e-2 3e-2 1e-1 --gamma 0 1e-4 1e-3",
     quick="--steps 100 " + _comparison.QUICK,
     pictures={"attributes.png": draw},
     facts=facts,

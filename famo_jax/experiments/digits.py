@@ -1,7 +1,7 @@
 """Methods on overlapping handwritten digits: ``python -m famo_jax.experiments.digits``.
 
-The problem is that of :mod:`famo_jax.experiments.problems.digits`, and how methods are trained,
-chosen on the validation digits and compared on the test digits stands in ``_comparison``.
+The problem is that of :mod:`famo_jax.experiments.problems.digits`, with the ink in grey levels and
+standardised. How methods are trained, chosen and compared stands in ``_comparison``.
 """
 
 import functools
@@ -14,72 +14,59 @@ from famo_jax.experiments import _command, _comparison, _plots, _statistics
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments.problems import digits
 
-FAMO = "famo-ema-no-c"  # the recommended form, and the others that stand beside it
-SHOWN = ("stl", *_comparison.SHOWN)
-
-
-def draw_losses(axes: Any, summary: Any, task: int, shown: Sequence[str], labelled: bool) -> None:
-    """The loss of a task over the steps, mean over seeds, of a few methods."""
-    methods = summary["methods"]
-    curves = {
-        name: (np.array(methods[name]["losses"])[:, task], METHODS[name].colour)
-        for name in shown
-        if name in methods
-    }
-    single = np.array(methods["stl"]["losses"])[:, task]
-    axes.set_yscale("log")
-    # The mean of the losses first makes some tasks worse, by far. That would squeeze the rest.
-    every = np.array([single, *(values for values, _ in curves.values())])
-    if np.isfinite(every).all():
-        axes.set_ylim(every.min() / 1.2, max(1.6 * single.max(), 1.2 * every[:, -1].max()))
-    _plots.lines(
-        axes, _statistics.middles(summary["steps"], len(single)), curves, labelled=labelled
-    )
-    _plots.plain_numbers(axes.yaxis)
-    axes.set_title(summary["tasks"][task]["loss"], fontsize=8)
-    axes.set_xlabel("step")
+FAMO = "famo-ema-no-c"  # the recommended form
 
 
 def draw(summary: Any) -> Any:
-    """Each task's loss over the steps, the task weights, and delta m of every method."""
-    figure: Any
-    with _plots.picture(height=5.2) as figure:
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-        for task, axes in enumerate(above.subplots(1, digits.K)):
-            draw_losses(axes, summary, task, SHOWN, labelled=task == digits.K - 1)
-        left, right = below.subplots(1, 2)
-        if FAMO in summary["methods"]:
-            curves = np.array(summary["methods"][FAMO]["task_weights"])
-            named = zip(summary["tasks"], curves.T, strict=True)
-            # Tasks have no colours: these are methods'.
-            series = {task["name"]: (curve, "#444444") for task, curve in named}
-            steps = _statistics.middles(summary["steps"], len(curves))
-            _plots.lines(left, steps, series, _plots.LINES)
-        left.set(title=f"task weights of {FAMO}", xlabel="step")
-        _comparison.draw_delta_m(right, summary)
-    return figure
+    """What becomes of each task, and delta m of every method."""
+    names = [task.metric.rpartition(" (")[0].replace(" ", "\n") for task in digits.TASKS]
+    return _comparison.draw(summary, lambda axes: axes.set_xticks(range(digits.K), names))
+
+
+def draw_losses(axes: Any, summary: Any, task: int, shown: Sequence[str]) -> None:
+    """The loss of a task over the steps, mean over seeds, of a few methods."""
+    column = summary["columns"]["natural"]
+    curves = {
+        name: (np.array(column["methods"][name]["losses"])[:, task], METHODS[name].colour)
+        for name in shown
+    }
+    points = len(next(iter(curves.values()))[0])
+    axes.set_yscale("log")
+    _plots.lines(axes, _statistics.middles(summary["steps"], points), curves, labelled=False)
+    _plots.plain_numbers(axes.yaxis)
+    axes.set_title(column["tasks"][task]["loss"], fontsize=8)
+    axes.set_xlabel("step")
 
 
 def draw_problem(summary: Any) -> Any:
     """Why weigh at all: a quiet loss, the loudest, and what becomes of each task's error."""
-    methods = summary["methods"]
-    shown = [name for name in ("ls", "si", FAMO) if name in methods]
-    baseline = np.mean(methods["stl"]["test_by_seed"], axis=0)
+    methods = summary["columns"]["natural"]["methods"]
+    words = {"ls": "mean of the losses", "si": "mean of the logs", FAMO: "FAMO"}
+    shown = [name for name in words if name in methods]
     with _plots.picture(height=2.7) as figure:
         quiet, loud, errors = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
-        draw_losses(quiet, summary, 1, shown, labelled=False)
-        words = {"ls": "mean of the losses", "si": "mean of the logs", FAMO: "FAMO"}
+        draw_losses(quiet, summary, 1, shown)
         ends = {
             words[name]: (methods[name]["losses"][-1][1], METHODS[name].colour) for name in shown
         }
         _plots.label_ends(quiet, ends)
-        draw_losses(loud, summary, 3, shown, labelled=False)
-        series = {}
-        for name in shown:
-            changes = _statistics.changes(methods[name]["test_by_seed"], baseline).T
-            series[name] = (list(map(_statistics.estimate, changes)), METHODS[name].colour)
-        names = [task["metric"].rpartition(" (")[0].replace(" ", "\n") for task in summary["tasks"]]
-        _plots.over_values(errors, names, series, "", labelled=False, line="none")
+        draw_losses(loud, summary, 3, shown)
+        series = {words[name]: (methods[name], METHODS[name].colour) for name in shown}
+        fair = summary["columns"]["standardised"]["methods"].get("ls")
+        if fair:  # units alone mend most of it
+            series["mean, ink standardised"] = fair, "#000000"
+        baseline = np.mean(summary["columns"]["standardised"]["methods"]["stl"]["test_by_seed"], 0)
+        estimates = {
+            name: (
+                [_statistics.estimate(task) for task in
+                 _statistics.changes(each["test_by_seed"], baseline).T],
+                colour,
+            )
+            for name, (each, colour) in series.items()
+        }  # fmt: skip
+        names = [task.metric.rpartition(" (")[0].replace(" ", "\n") for task in digits.TASKS]
+        _plots.over_values(errors, names, estimates, "", labelled=False, line="none")
+        errors.legend(fontsize=7)
         errors.axhline(0, color="black", linewidth=0.8)
         errors.set_title("held-out error over single-task (%)", fontsize=8)
     return figure
@@ -88,11 +75,11 @@ def draw_problem(summary: Any) -> Any:
 STUDY = _comparison.study(
     name="digits",
     title="Multi-task methods on overlapping handwritten digits",
-    seconds=122,
-    problem=digits.PROBLEM,
-    full="--steps 1500 --seeds 5 --batch-size 64 --learning-rate 1e-3 3e-3 1e-2 "
-    "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen " + _comparison.FORMS,
-    quick="--steps 200 --seeds 2 --learning-rate 3e-3 --gamma 1e-3",
+    seconds=240,
+    problems={"natural": digits.PROBLEM, "standardised": digits.STANDARDISED},
+    full="--steps 1500 --seeds 8 --tuning-seeds 2 --batch-size 64 --learning-rate "
+    "1.5e-3 5e-3 1.5e-2 --gamma 0 1e-3 1e-2",
+    quick="--steps 200 " + _comparison.QUICK,
     pictures={"digits.png": draw, "problem.png": draw_problem},
 )
 main = functools.partial(_command.main, STUDY)

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
     runs = _train.run(plan, session)
     for cell in cells:  # from where held-out losses fell
         data = cell.problem.load_data(1, seeds, 1)
-        over_seeds = jax.vmap(cell.problem.metrics, in_axes=(0, 0, None))
+        over_seeds = jax.vmap(cell.problem.metrics)
         start = jax.jit(over_seeds)(*cell.problem.init(seeds), data.validation)
         for control in ("frozen", _gains.SI):
             own = runs.arrays[f"{cell.name} {control}"]

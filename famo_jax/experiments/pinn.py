@@ -210,8 +210,9 @@ STUDY = Study(
     title="Multi-task methods on the terms of physics-informed networks",
     seconds=259,
     full="--problems burgers helmholtz helmholtz-shifted --steps 1500 --seeds 10 --tuning-seeds 2 "
-    "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --weight 1 10 100 1000 --methods ls fixed "
-    "anneal equal-norms si frozen famo famo-no-c famo-one-pass famo-one-pass-no-c famo-ema-no-c uw",
+    "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --logits-rate 5e-3 2.5e-2 "
+    "--weight 1 10 100 1000 --methods ls fixed anneal equal-norms si frozen famo famo-no-c "
+    "famo-one-pass famo-one-pass-no-c famo-ema-no-c uw first-loss nash-slope",
     quick="--problems burgers helmholtz --steps 100 --seeds 2 --tuning-seeds 1 --gamma 0 "
     "--learning-rate 1e-2 --weight 10 100 --methods ls equal-norms famo-no-c",
     run=run,

@@ -1,7 +1,7 @@
 """Methods on eleven properties of molecules: ``python -m famo_jax.experiments.regression``.
 
-The problem is that of :mod:`famo_jax.experiments.problems.molecules`, and how methods are trained,
-chosen and compared stands in ``_comparison``.
+The problem is that of :mod:`famo_jax.experiments.problems.molecules`, in natural and standardised
+units. How methods are trained, chosen and compared stands in ``_comparison``.
 """
 
 import functools
@@ -13,19 +13,21 @@ from famo_jax.experiments.problems import molecules
 
 def draw(summary: Any) -> Any:
     """Each property's change, from the smallest spread to the greatest, and delta m."""
-    names = [task["name"].replace(" ", "\n") for task in summary["tasks"]]
-    label = lambda axes: axes.set_xticks(range(molecules.K), names)
-    title = "each property's error"
-    return _comparison.draw_overview(summary, range(molecules.K), label, title)
+    names = [task.name for task in molecules.TASKS]
+
+    def label(axes: Any) -> None:
+        axes.set_xticks(range(molecules.K), names, rotation=40, ha="right", fontsize=7)
+
+    return _comparison.draw(summary, label)
 
 
 STUDY = _comparison.study(
     name="regression",
     title="Multi-task methods on eleven properties of small molecules",
-    seconds=178,
-    problem=molecules.PROBLEM,
-    full="--steps 3000 --seeds 10 --batch-size 64 --learning-rate 3e-3 1e-2 3e-2 1e-1 "
-    "--gamma 0 1e-3 1e-2 1e-1 --methods stl ls si frozen rlw dwa uw " + _comparison.FORMS,
+    seconds=400,
+    problems={"natural": molecules.PROBLEM, "standardised": molecules.STANDARDISED},
+    full="--steps 2000 --seeds 10 --tuning-seeds 2 --batch-size 64 --learning-rate "
+    "4e-3 1.2e-2 4e-2 --gamma 0 1e-3 1e-2",
     quick="--steps 200 " + _comparison.QUICK,
     pictures={"regression.png": draw},
 )

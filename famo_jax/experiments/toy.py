@@ -110,6 +110,9 @@ METHODS: dict[str, Method] = {
     "famo-one-pass": _famo("famo-one-pass"),
     "frozen": _famo("frozen", learning_rate=0.0),
     "si": _TABLE["si"]._replace(make=lambda _: weighting.si(min_losses=jnp.array(MIN_LOSSES))),
+    "first-loss": _TABLE["first-loss"]._replace(
+        make=lambda k: weighting.first_loss(k, min_losses=jnp.array(MIN_LOSSES))
+    ),
     "mgda": _TABLE["mgda"],
     "log-mgda": _TABLE["mgda"]._replace(description="MGDA on log losses (eq. 6)", make=_log_mgda),
     # The key is without effect where there are two tasks.

@@ -9,9 +9,6 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from famo_jax.experiments import attributes as study
 from famo_jax.experiments.problems import attributes, digits
 
-NAMES = ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
-
-
 # --- Attributes -----------------------------------------------------------------------------------
 
 
@@ -51,7 +48,7 @@ def test_what_is_true_of_a_pair(pair, names):
 
 
 def test_there_are_forty_from_very_rare_to_very_common():
-    rates = attributes.load_base_rates()
+    rates = attributes.load_base_rates(0)
     assert len(rates) == attributes.K == 40
     assert rates.min() < 0.02
     assert rates.max() > 0.85
@@ -60,17 +57,17 @@ def test_there_are_forty_from_very_rare_to_very_common():
 
 @pytest.fixture(scope="module")
 def pictures():
-    return attributes.compose(jax.random.key(0), digits.load_splits().train, 8000)
+    return attributes.compose(jax.random.key(0), digits.load_splits(0).train, 8000)
 
 
 def test_base_rates_are_those_of_the_pictures(pictures):
-    rates = attributes.load_base_rates()
+    rates = attributes.load_base_rates(0)
     often = np.mean(pictures.attributes, axis=0)
     assert np.all(np.abs(often - rates) < 4 * np.sqrt(rates * (1 - rates) / 8000))
 
 
 def test_pictures_are_those_of_the_digits_and_attributes_are_true_of_them(pictures):
-    shown = digits.compose(jax.random.key(0), digits.load_splits().train, 8000)
+    shown = digits.compose(jax.random.key(0), digits.load_splits(0).train, 8000)
     np.testing.assert_array_equal(pictures.pixels, shown.pixels)
     names = list(attributes.ATTRIBUTES)
     expected = {
@@ -88,8 +85,8 @@ def test_held_out_pictures_show_every_attribute_and_pictures_differ():
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, 0], b[:, 0]), one.train, two.train)
     assert len(np.unique(two.train.pixels.reshape(-1, 140), axis=0)) == 3 * 2 * 8
     for held_out in (two.validation, two.test):
-        positives = np.sum(held_out.attributes, axis=0)
-        assert held_out.attributes.shape == (attributes.HELD_OUT, attributes.K)
+        positives = np.sum(held_out.attributes, axis=1)
+        assert held_out.attributes.shape == (2, attributes.HELD_OUT, attributes.K)
         assert positives.min() >= 10
         assert positives.max() <= attributes.HELD_OUT - 10
     assert not np.array_equal(two.validation.attributes, two.test.attributes)
@@ -100,10 +97,11 @@ def test_held_out_pictures_show_every_attribute_and_pictures_differ():
 
 def test_losses_and_metrics_against_scikit_learn(pictures, monkeypatch):
     log_odds = np.random.default_rng(0).normal(-1, 2, pictures.attributes.shape).astype("f")
-    monkeypatch.setattr(attributes, "apply", lambda params, pictures: log_odds)
+    monkeypatch.setattr(attributes, "apply", lambda *_: log_odds)
     losses = attributes.task_losses(None, pictures)
-    metrics = attributes.task_metrics(None, pictures)
-    probabilities, rates = 1 / (1 + np.exp(-log_odds)), attributes.load_base_rates()
+    rates = attributes.load_base_rates(0)
+    metrics = attributes.task_metrics(None, pictures, rates)
+    probabilities = 1 / (1 + np.exp(-log_odds))
     for k in range(attributes.K):
         true = np.asarray(pictures.attributes[:, k])
         assert losses[k] == pytest.approx(log_loss(true, probabilities[:, k]), rel=1e-4)
@@ -117,8 +115,9 @@ def test_a_network_that_knows_nothing_errs_by_half_and_one_that_diverged_is_no_n
     shape = pictures.attributes.shape
     for value, expected in ((-9.0, 50.0), (9.0, 50.0), (np.nan, np.nan)):
         log_odds = jnp.full(shape, value)
-        monkeypatch.setattr(attributes, "apply", lambda params, pictures, own=log_odds: own)
-        np.testing.assert_allclose(attributes.task_metrics(None, pictures), expected)
+        monkeypatch.setattr(attributes, "apply", lambda *_, own=log_odds: own)
+        rates = attributes.load_base_rates(0)
+        np.testing.assert_allclose(attributes.task_metrics(None, pictures, rates), expected)
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -127,7 +126,8 @@ def test_a_network_that_knows_nothing_errs_by_half_and_one_that_diverged_is_no_n
 def test_a_quick_run(tmp_path, run_study):
     printed, summary = run_study("attributes", tmp_path, "--quick", "--steps", "4")
     assert "…" not in printed
-    assert list(summary["methods"]) == NAMES
+    methods = summary["columns"]["cross-entropies"]["methods"]
+    assert list(methods) == ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
     rates = summary["problem"]["base_rates"]
     assert list(rates) == list(attributes.ATTRIBUTES)
     changes, *_ = study.draw(summary).get_axes()
@@ -136,5 +136,5 @@ def test_a_quick_run(tmp_path, run_study):
         # From the rarest to the commonest.
         shown = [value for _, value in sorted(zip(line.get_xdata(), rates.values(), strict=True))]
         assert shown == sorted(rates.values())
-        own = summary["methods"][line.get_label()]["change"]
+        own = methods[line.get_label()]["change"]
         np.testing.assert_allclose(line.get_ydata(), list(own.values()))

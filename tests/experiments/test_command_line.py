@@ -48,7 +48,7 @@ OPTIONS = {
         ("--seeds five", "--seeds: expected a positive integer, got 'five'"),
         ("--batch-size 0", "--batch-size: expected a positive integer, got '0'"),
         ("--steps 1000000000", "--steps: expected steps x seeds x batch size of at most"),
-        ("--methods famo adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--methods famo adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--methods famo adam", "got 'adam'"),
         ("--methods ls si ls", "--methods: expected each value once, got ls twice"),
         ("--methods", "--methods: expected at least one argument"),
@@ -91,18 +91,22 @@ OPTIONS = {
     ],
     "regression": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
-        ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--gamma -1", "--gamma: expected a finite number of at least 0, got '-1'"),
     ],
     "attributes": [
         ("--seeds 0", "--seeds: expected a positive integer, got '0'"),
-        ("--methods ls adam", "--methods: expected any of stl, ls, si, frozen"),
+        ("--methods ls adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
     ],
-    "amortize": [
-        ("--problem heat", "--problem: expected any of digits, molecules, standardised"),
-        ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
+    "conflicts": [
+        ("--seeds 1001", "--seeds: expected seeds below 1000, which are those that choose"),
+        ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),
+    ],
+    "regret": [
+        ("--runs nowhere", "--runs: expected nowhere/digits.json, which python -m famo_jax.exp"),
+        ("--studies toy", "--studies: expected any of digits, regression"),
     ],
     "pinn": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),

@@ -30,7 +30,7 @@ PROBLEM = _problem.Problem(
 def data():
     generator = np.random.default_rng(0)
     scales = np.array([0.5, 1.0, 3.0])
-    shapes = (STEPS, 2, 2 * SIZE, K), (50, K), (50, K)
+    shapes = (STEPS, 2, 2 * SIZE, K), (2, 50, K), (2, 50, K)
     return _problem.Data(*(jnp.asarray(scales * generator.normal(size=each)) for each in shapes))
 
 

@@ -1,4 +1,4 @@
-"""The regression on molecules: its molecules, their properties, its files."""
+"""The regression on molecules: its molecules, their properties, their splits and units."""
 
 import jax
 import numpy as np
@@ -6,9 +6,6 @@ import pytest
 from rdkit import Chem
 
 from famo_jax.experiments.problems import molecules
-
-NAMES = ["stl", "ls", "si", "frozen", "famo", "famo-one-pass"]
-
 
 # --- Molecules ------------------------------------------------------------------------------------
 
@@ -49,20 +46,26 @@ def test_properties_of_molecules_known_from_the_literature():
 
 
 def test_splits_share_no_molecule_and_leave_none_out():
-    splits = molecules.load_splits()
-    rows = [set(map(bytes, np.hstack(split).astype(np.float32))) for split in splits]
-    assert sum(len(split.counts) for split in splits) == len(molecules.load_smiles())
-    assert all(rows[one].isdisjoint(rows[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+    splits = molecules.splits(0)
+    assert np.sort(np.concatenate(splits)).tolist() == list(range(len(molecules.load_smiles())))
+    assert [round(10 * len(split) / len(molecules.load_smiles())) for split in splits] == [6, 2, 2]
+    other = molecules.splits(1)
+    assert set(other[2]) != set(splits[2])
+    every = molecules.load_molecules()
+    rows = np.hstack([every.counts, every.properties])
+    assert len(np.unique(rows, axis=0)) == len(rows)
 
 
 def test_spreads_grow_from_task_to_task_over_three_orders_of_magnitude():
-    splits = molecules.load_splits()
-    spreads = splits.train.properties.std(axis=0)
+    (mean,), (spreads,) = molecules.units([0], standardised=True)
+    train = molecules.load_molecules().properties[molecules.splits(0)[0]].astype(float)
+    np.testing.assert_allclose(mean, train.mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(spreads, train.std(axis=0), rtol=1e-4)
     assert spreads.shape == (11,)
     assert spreads[0] < 0.05
     assert spreads[-1] > 100
     assert np.all(np.diff(np.log(spreads)) > 0)
-    assert np.isfinite(splits.train.properties).all()
+    assert np.isfinite(molecules.load_molecules().properties).all()
 
 
 def test_a_fingerprint_counts_neighbourhoods():
@@ -79,106 +82,87 @@ def test_batches_are_training_molecules_and_do_not_depend_on_the_number_of_seeds
     two = molecules.load_data(steps=5, seeds=range(2), batch_size=8)
     one = molecules.load_data(steps=5, seeds=range(1), batch_size=8)
     np.testing.assert_array_equal(one.train[:, 0], two.train[:, 0])
-    drawn = np.asarray(two.pool.properties)[two.train].reshape(-1, molecules.K)
-    np.testing.assert_array_equal(two.pool.properties, molecules.load_splits().train.properties)
-    assert len(np.unique(drawn, axis=0)) > 70  # of 80
+    for seed in range(2):
+        train, validation, test = molecules.splits(seed)
+        assert set(np.ravel(two.train[:, seed]).tolist()) <= set(train.tolist())
+        for held_out, rows in ((two.validation, validation), (two.test, test)):
+            expected = molecules.load_molecules().properties[rows]
+            np.testing.assert_array_equal(held_out.properties[seed], expected)
+    assert len(np.unique(two.train)) > 70  # of 80
     assert two.train.shape == (5, 2, 8)
 
 
 # --- Tasks ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda leaf: leaf[0], molecules.PROBLEM.init([0])[0])
+
+
+def rows_of(which):
+    own = molecules.splits(0)[which]
+    return jax.tree.map(lambda leaf: leaf[own], molecules.load_molecules())
+
+
+def units_of(problem):
+    return jax.tree.map(lambda leaf: leaf[0], problem.init([0])[1])
+
+
 def losses_of(params, rows, problem=molecules.PROBLEM):
-    return problem.losses(params, (), rows, None)[0]
+    return problem.losses(params, units_of(problem), rows, None)[0]
 
 
 def metrics_of(params, rows, problem=molecules.PROBLEM):
-    return problem.metrics(params, (), rows)
+    return problem.metrics(params, units_of(problem), rows)
 
 
-def test_losses_span_orders_of_magnitude():
-    params = jax.tree.map(lambda leaf: leaf[0], molecules.PROBLEM.init([0])[0])
-    losses = losses_of(params, molecules.load_splits().train)
+def test_losses_span_orders_of_magnitude(params):
+    losses = losses_of(params, rows_of(0))
     assert losses.shape == (molecules.K,)
     assert losses.max() / losses.min() > 1e4
 
 
-def test_a_network_that_says_nothing_predicts_the_mean_of_training():
-    params = jax.tree.map(lambda leaf: 0 * leaf[0], molecules.PROBLEM.init([0])[0])
-    losses = losses_of(params, molecules.load_splits().train)
-    variances = molecules.load_splits().train.properties.astype(float).var(axis=0)
-    np.testing.assert_allclose(losses, variances, rtol=1e-3)
+def test_a_network_that_says_nothing_predicts_the_mean_of_training(params):
+    silent = jax.tree.map(lambda leaf: 0 * leaf, params)
+    variances = rows_of(0).properties.astype(float).var(axis=0)
+    np.testing.assert_allclose(losses_of(silent, rows_of(0)), variances, rtol=1e-3)
+    np.testing.assert_allclose(
+        losses_of(silent, rows_of(0), molecules.STANDARDISED), 1.0, rtol=1e-3
+    )
 
 
 def test_losses_and_metrics_are_those_of_their_names(monkeypatch):
-    rows = molecules.load_splits().test
+    rows = rows_of(2)
     errors = np.outer(np.where(np.arange(len(rows.counts)) % 2, 3.0, -1.0), np.arange(11))
-    monkeypatch.setattr(molecules, "predict", lambda params, counts, _: rows.properties + errors)
-    np.testing.assert_allclose(losses_of(None, rows), 5.0 * np.arange(11) ** 2, rtol=1e-4)
-    np.testing.assert_allclose(metrics_of(None, rows), 2.0 * np.arange(11), rtol=1e-4)
+    monkeypatch.setattr(molecules, "predict", lambda *_: rows.properties + errors)
+    np.testing.assert_allclose(losses_of(None, rows), 5.0 * np.arange(11) ** 2, rtol=1e-2)
+    np.testing.assert_allclose(metrics_of(None, rows), 2.0 * np.arange(11), rtol=1e-2)
 
 
 def test_standardised_losses_are_over_the_variance_and_metrics_are_in_units(monkeypatch):
-    rows, spreads = molecules.load_splits().test, molecules.spreads()
+    rows, (_, (spreads,)) = rows_of(2), molecules.units([0], standardised=True)
     errors = np.where(np.arange(len(rows.counts)) % 2, 3.0, -1.0)[:, None] * spreads
-    monkeypatch.setattr(
-        molecules, "predict", lambda params, counts, units: rows.properties + errors
-    )
-    np.testing.assert_allclose(losses_of(None, rows, molecules.STANDARDISED), 5.0, rtol=1e-4)
-    np.testing.assert_allclose(
-        metrics_of(None, rows, molecules.STANDARDISED), 2 * spreads, rtol=1e-4
-    )
+    monkeypatch.setattr(molecules, "predict", lambda *_: rows.properties + errors)
+    share = np.mean(np.arange(len(rows.counts)) % 2)
+    expected = 9 * share + (1 - share)
+    np.testing.assert_allclose(losses_of(None, rows, molecules.STANDARDISED), expected, rtol=1e-3)
+    expected = (3 * share + (1 - share)) * spreads
+    np.testing.assert_allclose(metrics_of(None, rows, molecules.STANDARDISED), expected, rtol=1e-3)
 
 
-def test_a_network_speaks_of_deviations_in_these_units():
-    params = jax.tree.map(lambda leaf: leaf[0], molecules.PROBLEM.init([0])[0])
-    counts = molecules.load_splits().test.counts[:3]
-    mean = molecules.load_splits().train.properties.mean(axis=0)
-    plain, tenfold = (molecules.predict(params, counts, units) - mean for units in (1.0, 10.0))
+def test_a_network_speaks_of_deviations_in_these_units(params):
+    rows = jax.tree.map(lambda leaf: leaf[:3], rows_of(2))
+    mean = rows_of(0).properties.mean(axis=0)
+    plain, tenfold = (molecules.predict(params, rows, mean, unit) - mean for unit in (1.0, 10.0))
     np.testing.assert_allclose(tenfold, 10 * plain, rtol=1e-3, atol=1e-3)
 
 
-# --- The command ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, run_study):
-    folder = tmp_path_factory.mktemp("regression")
-    return folder, *run_study(
-        "regression", folder, "--quick", "--steps", "6", "--gamma", "0", "0.01"
-    )
-
-
-def test_it_prints_a_row_for_every_method_within_80_columns(whole_run):
-    _, printed, _ = whole_run
-    assert "…" not in printed
-    lines = printed.partition("Means over")[0].splitlines()
-    for name in NAMES:
-        cells = next(line.split() for line in reversed(lines) if line.split()[:1] == [name])
-        logits = {"frozen": 1, "famo": 2, "famo-one-pass": 2}.get(name, 0)
-        assert len(cells) == 9 + logits  # with "±" by itself; gamma and the range if it has any
-
-
-def test_it_writes_every_figure(whole_run):
-    folder, _, summary = whole_run
-    assert list(summary["methods"]) == NAMES
-    tasks = [task.name for task in molecules.TASKS]
-    for figures in summary["methods"].values():
-        assert np.shape(figures["losses"]) == (6, 11)
-        assert list(figures["change"]) == tasks
-        mean = np.mean(list(figures["change"].values()))
-        assert mean == pytest.approx(figures["delta_m"]["mean"], rel=1e-3, abs=1e-3)
-    assert (folder / "regression.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_its_picture_shows_changes_and_delta_m(whole_run):
-    from famo_jax.experiments import regression
-
-    _, _, summary = whole_run
-    changes, delta_m = regression.draw(summary).get_axes()
-    for line in changes.get_lines()[:-1]:
-        expected = list(summary["methods"][line.get_label()]["change"].values())
-        np.testing.assert_allclose(line.get_ydata(), expected)
-    dots = [line.get_xdata()[0] for line in delta_m.get_lines() if line.get_marker() == "o"]
-    means = [each["delta_m"]["mean"] for name, each in summary["methods"].items() if name != "stl"]
-    np.testing.assert_allclose(dots, means)
+@pytest.mark.parametrize("problem", [molecules.PROBLEM, molecules.STANDARDISED])
+def test_losses_of_features_are_those_of_the_molecules(problem, params):
+    rows = jax.tree.map(lambda leaf: leaf[:20], rows_of(0))
+    encode, heads = problem.features
+    z = encode(params, units_of(problem), rows, None)
+    assert z.shape == (20, 32)
+    losses = heads(params, z, units_of(problem), rows, None)
+    np.testing.assert_allclose(losses, losses_of(params, rows, problem), rtol=1e-5)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
 
 import famo_jax
 from famo_jax import _method, aggregation, weighting
-from famo_jax.experiments import _checkpoint, _comparison, _methods, _statistics, _tables, _train
+from famo_jax.experiments import _checkpoint, _methods, _statistics, _train
 from famo_jax.experiments.problems import _problem
 
 # --- A tenth study: two regressions with batch norm and dropout, streamed -------------------------
@@ -58,7 +59,7 @@ def rows(first, last, seeds=2, size=16):
 
 
 def load_data(steps, seeds, batch_size):
-    held_out = jax.tree.map(lambda leaf: leaf[0, 0], rows(10**6, 10**6 + 1, size=200))
+    held_out = jax.tree.map(lambda leaf: leaf[0], rows(10**6, 10**6 + 1, size=200))
     return _problem.Data(rows, held_out, held_out, epoch=20)
 
 
@@ -169,26 +170,6 @@ def test_dwa_looks_back_25_steps():
     assert state.history.shape == (2 * 25, 2)
 
 
-# --- Tables ---------------------------------------------------------------------------------------
-
-
-def test_a_column_of_differences_is_what_its_header_says():
-    opponents = ("si", "frozen", "uw", "famo", "famo-one-pass", "famo-no-c", "famo-one-pass-no-c")
-    against = {name: _statistics.estimate([10.0 * place]) for place, name in enumerate(opponents)}
-    forms = {name: {"against": against} for name in ("famo", "famo-ema", "famo-ema-no-c")}
-    forms["famo"] = {"against": {name: each for name, each in against.items() if name != "famo"}}
-    _, header, _, *rows = _tables.text([_comparison.differences(forms)]).splitlines()
-    for row in rows:
-        c = "-no-c" if "no-c" in row.split()[0] else ""
-        names = {"si": "si", "frozen": "frozen", "uw": "uw"}
-        names |= {"two-pass": f"famo{c}", "one-pass": f"famo-one-pass{c}"}
-        for label, name in names.items():
-            end = header.index(f"- {label}") + len(f"- {label}")
-            cell = row[:end].split()[-1] if len(row) >= end and row[end - 1] != " " else ""
-            absent = row.split()[0] == name
-            assert cell == ("" if absent else f"{10.0 * opponents.index(name):+.1f}±nan")
-
-
 # --- Statistics -----------------------------------------------------------------------------------
 
 
@@ -201,6 +182,24 @@ def test_the_interval_is_students():
     alone = _statistics.estimate([1.0])
     assert alone["mean"] == 1
     assert np.isnan([alone["se"], alone["low"], alone["high"]]).all()
+
+
+def test_a_difference_has_the_p_value_of_a_paired_t_test():
+    one, other = np.random.default_rng(0).normal(size=(2, 9))
+    one += 0.8
+    found = _statistics.difference(one - other)
+    expected = scipy.stats.ttest_rel(one, other)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval()
+    assert [found["low"], found["high"]] == pytest.approx([interval.low, interval.high])
+    assert np.isnan(_statistics.difference([1.0])["p"])
+
+
+def test_holms_correction():
+    # By hand: 0.01 x 4, 0.02 x 3, then the maximum so far; what is no number is no evidence.
+    found = _statistics.holm([0.03, 0.01, np.nan, 0.02])
+    np.testing.assert_allclose(found, [0.06, 0.04, 1.0, 0.06])
+    assert len(_statistics.holm([])) == 0
 
 
 def test_delta_m_and_ranks_are_the_librarys():

@@ -1,7 +1,8 @@
 """What a problem is."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 Variables = tuple[chex.ArrayTree, chex.ArrayTree]  # parameters, and what else a model carries
+Place: TypeAlias = Literal["parameters", "last layer", "features"]
 
 
 class Task(NamedTuple):
@@ -26,7 +28,7 @@ class Data(NamedTuple):
 
     Training data are one of three: batches, ``[steps, seeds, batch_size, ...]``; the numbers of
     their rows in a ``pool`` that is on the device; or a stream, ``(first, last) -> batches`` of
-    these steps, ``epoch`` steps at a time.
+    these steps, ``epoch`` steps at a time. Held-out data are of each seed: ``[seeds, ...]``.
     """
 
     train: Any
@@ -34,7 +36,6 @@ class Data(NamedTuple):
     test: Any
     pool: Any = None
     epoch: int | None = None
-    held_out_by_seed: bool = False  # whether each seed has validation and test data of its own
 
     def batches(self, first: int, last: int) -> Any:
         """``[last - first, seeds, ...]``, in which rows are not looked up yet."""
@@ -55,18 +56,23 @@ class Problem(NamedTuple):
     init: Callable[[Sequence[int]], Variables]  # of seeds: a leading axis on every leaf
     losses: Callable[[Any, Any, Any, Any], Any]  # (params, state, batch, key) -> ([K], state)
     metrics: Callable[[Any, Any, Any], jax.Array]  # (params, state, held-out data) -> [M]
+    # Of a batch, which tasks it has: [K] booleans. None: all of them, always.
+    present: Callable[[Any], jax.Array] | None = None
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
-    # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], where aggregation
-    # methods are to work at features z instead of on the parameters.
+    # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], of a model that
+    # has features z; and which of its parameters are those of the layer that makes z.
     features: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
+    last_shared: Callable[[Any], Any] | None = None
+    # Where aggregation methods take task gradients: without features on the parameters.
+    place: Place = "features"
 
 
 def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
     """Of a problem all of which is seen in each step."""
     del batch_size
     nothing = jnp.zeros((steps, len(seeds), 0))
-    return Data(nothing, nothing[:0], nothing[:0])
+    return Data(nothing, nothing[:, :0].T, nothing[:, :0].T)
 
 
 class Network(nnx.Module):
@@ -78,9 +84,14 @@ class Network(nnx.Module):
         self.narrow = nnx.Linear(wide, narrow, rngs=rngs)
         self.heads = nnx.Linear(narrow, outputs, rngs=rngs)
 
+    def features(self, inputs: jax.Array) -> jax.Array:
+        """``[..., inputs]`` to ``[..., narrow]``."""
+        z: jax.Array = nnx.relu(self.narrow(nnx.relu(self.wide(inputs))))
+        return z
+
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """``[..., inputs]`` to ``[..., outputs]``."""
-        outputs: jax.Array = self.heads(nnx.relu(self.narrow(nnx.relu(self.wide(inputs)))))
+        outputs: jax.Array = self.heads(self.features(inputs))
         return outputs
 
 
@@ -88,15 +99,41 @@ Make = Callable[[nnx.Rngs], nnx.Module]
 
 
 def of_network(
-    network: Make, tasks: tuple[Task, ...], load_data: Any, task_losses: Any, task_metrics: Any
+    network: Make,
+    tasks: tuple[Task, ...],
+    load_data: Any,
+    task_losses: Any,
+    task_metrics: Any,
+    inputs: Callable[[Any], jax.Array],
+    units: Callable[[Sequence[int]], tuple[Any, ...]] = lambda seeds: (),
+    place: Place = "parameters",
 ) -> Problem:
-    """A problem of a network that has nothing but parameters and needs no key."""
+    """A problem of a :class:`Network`, which has nothing but parameters and needs no key.
+
+    Args:
+      network: Makes it.
+      tasks: The K tasks.
+      load_data: Of a problem.
+      task_losses: ``(params, batch, *units, z=None)``: of the batch's inputs or of features z.
+      task_metrics: ``(params, held_out, *units)``.
+      inputs: The network's, of a batch.
+      units: Of seeds, ``[seeds, ...]``: what of the training data losses and metrics depend on.
+      place: Where aggregation methods take task gradients.
+    """
+    encode: Any = lambda params, batch: merged(network, params).features(inputs(batch))
+    is_narrow: Any = lambda path, _: path[0] == jax.tree_util.DictKey("narrow")
     return Problem(
         tasks=tasks,
         load_data=load_data,
-        init=lambda seeds: (init_params(network, seeds), ()),
-        losses=lambda params, state, batch, _: (task_losses(params, batch), state),
-        metrics=lambda params, _, held_out: task_metrics(params, held_out),
+        init=lambda seeds: (init_params(network, seeds), units(seeds)),
+        losses=lambda params, state, batch, _: (task_losses(params, batch, *state), state),
+        metrics=lambda params, state, held_out: task_metrics(params, held_out, *state),
+        features=(
+            lambda params, state, batch, key: encode(params, batch),
+            lambda params, z, state, batch, key: task_losses(params, batch, *state, z=z),
+        ),
+        last_shared=functools.partial(jax.tree.map_with_path, is_narrow),
+        place=place,
     )
 
 
@@ -107,10 +144,17 @@ def init_params(network: Make, seeds: Sequence[int]) -> chex.ArrayTree:
     return params
 
 
-def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array) -> Any:
-    """The network with these parameters, as a pure function."""
+def merged(network: Make, params: chex.ArrayTree) -> Any:
+    """The network with these parameters."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
-    return nnx.merge(graphdef, params)(inputs)
+    return nnx.merge(graphdef, params)
+
+
+def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array, z: Any = None) -> jax.Array:
+    """The network as a pure function: of its inputs or, where given, of features z."""
+    model = merged(network, params)
+    outputs: jax.Array = model(inputs) if z is None else model.heads(z)
+    return outputs
 
 
 def draw_rows(steps: int, seeds: Sequence[int], batch_size: int, key: int, rows: int) -> jax.Array:
@@ -124,16 +168,24 @@ def draw_rows(steps: int, seeds: Sequence[int], batch_size: int, key: int, rows:
 
 
 def compose_batches(
-    compose: Callable[[jax.Array], Any], key: jax.Array, steps: int, seeds: Sequence[int]
+    compose: Callable[[jax.Array, Any], Any],
+    sources: Any,
+    key: jax.Array,
+    steps: int,
+    seeds: Sequence[int],
 ) -> Any:
-    """``[steps, seeds]`` batches that ``compose`` draws from a key, of a seed always the same."""
+    """``[steps, seeds]`` batches that ``compose`` draws by a key from a seed's own sources.
 
-    def composed() -> Any:
+    Those of a seed do not depend on which others there are.
+    """
+
+    def composed(sources: Any) -> Any:
         seed_keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(jnp.asarray(seeds))
 
         def one_step(step: jax.Array) -> Any:
-            return jax.vmap(lambda key: compose(jax.random.fold_in(key, step)))(seed_keys)
+            own: Any = lambda key, each: compose(jax.random.fold_in(key, step), each)
+            return jax.vmap(own)(seed_keys, sources)
 
         return jax.lax.map(one_step, jnp.arange(steps))
 
-    return jax.jit(composed)()
+    return jax.jit(composed)(sources)

@@ -17,7 +17,7 @@ mostly hold one: 256 pictures lack a rare one in 8% of batches, 64 in half of th
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -91,9 +91,9 @@ def attributes_of(pair: Pair) -> jax.Array:
 
 
 @functools.cache
-def load_base_rates() -> Array:
+def load_base_rates(seed: int) -> Array:
     """How often each attribute is true in training, ``[K]``: exactly, over all pairs of digits."""
-    sources = digits.load_splits().train
+    sources = digits.load_splits(seed).train
     (left, right), inks = (
         np.meshgrid(each, each, indexing="ij") for each in (sources.labels, digits.ink_of(sources))
     )
@@ -124,22 +124,20 @@ load_data = functools.partial(digits.load_data, draw=compose, key=2, held_out=HE
 network = functools.partial(_problem.Network, (digits.HEIGHT * digits.WIDTH, 64, 32, K))
 
 
-def apply(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
-    """The attributes' log odds, ``[..., K]``, as a pure function."""
-    log_odds: jax.Array = _problem.apply(network, params, pictures.pixels / 255)
-    return log_odds
+def apply(params: chex.ArrayTree, pictures: Pictures, z: Any = None) -> jax.Array:
+    """The attributes' log odds, ``[..., K]``: of the pictures or, where given, of features z."""
+    return _problem.apply(network, params, digits.inputs(pictures), z)
 
 
-def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+def task_losses(params: chex.ArrayTree, pictures: Pictures, *_: Any, z: Any = None) -> jax.Array:
     """The K cross-entropies, ``[K]``, in nats."""
-    log_odds = apply(params, pictures)
+    log_odds = apply(params, pictures, z)
     return jnp.mean(optax.sigmoid_binary_cross_entropy(log_odds, pictures.attributes), axis=0)
 
 
-def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+def task_metrics(params: chex.ArrayTree, pictures: Pictures, rates: Any) -> jax.Array:
     """The K balanced errors, ``[K]``, in percent. NaN where the log odds are not numbers."""
     log_odds, true = apply(params, pictures), pictures.attributes
-    rates = jnp.asarray(load_base_rates())
     told = log_odds > jnp.log(rates / (1 - rates))
     missed = jnp.mean(~told, axis=0, where=true)
     false_alarms = jnp.mean(told, axis=0, where=~true)
@@ -147,4 +145,11 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     return jnp.where(jnp.isnan(log_odds).any(axis=0), jnp.nan, errors)
 
 
-PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)
+def base_rates(seeds: Sequence[int]) -> tuple[Array]:
+    """Those of each seed, ``[seeds, K]``."""
+    return (np.array(list(map(load_base_rates, seeds)), np.float32),)
+
+
+PROBLEM = _problem.of_network(
+    network, TASKS, load_data, task_losses, task_metrics, digits.inputs, base_rates, "features"
+)

@@ -35,8 +35,9 @@ HELD_OUT = 2000  # pictures composed for validation, and as many for the test
 class Sources(NamedTuple):
     """Handwritten digits."""
 
-    images: Array  # [N, 8, 8], uint8, grey levels from 0 to 16
-    labels: Array  # [N], int32
+    images: Any  # [N, 8, 8], uint8, grey levels from 0 to 16
+    labels: Any  # [N], int32
+    on_canvas: Any  # [N, 2, 9, 140], uint8: as the left one and as the right one, at every place
 
 
 class Splits(NamedTuple):
@@ -57,7 +58,8 @@ class Pictures(NamedTuple):
     ink: jax.Array  # [...], int32, the sum of the right digit's grey levels
 
 
-def load_splits() -> Splits:
+@functools.cache
+def load_splits(seed: int) -> Splits:
     """Splits the 1,797 digits into 1,200, 297 and 300, each class in proportion."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -65,10 +67,28 @@ def load_splits() -> Splits:
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int32)
     rest, test = train_test_split(
-        np.arange(len(labels)), test_size=300, stratify=labels, random_state=0
+        np.arange(len(labels)), test_size=300, stratify=labels, random_state=seed
     )
-    train, validation = train_test_split(rest, test_size=297, stratify=labels[rest], random_state=0)
-    return Splits(*(Sources(images[rows], labels[rows]) for rows in (train, validation, test)))
+    train, validation = train_test_split(
+        rest, test_size=297, stratify=labels[rest], random_state=seed
+    )
+    every = sources_of(images, labels)
+    of = lambda rows: jax.tree.map(lambda leaf: leaf[rows], every)
+    return Splits(*map(of, (train, validation, test)))
+
+
+def sources_of(images: Array, labels: Array) -> Sources:
+    """With every digit drawn at every place: to look one up is faster than to draw it."""
+    places = itertools.product((LEFT_COLUMNS, RIGHT_COLUMNS), ROWS, range(len(LEFT_COLUMNS)))
+    canvases = [
+        np.pad(
+            images,
+            [(0, 0), (row, HEIGHT - DIGIT - row), (columns[place], WIDTH - DIGIT - columns[place])],
+        )
+        for columns, row, place in places
+    ]
+    on_canvas = np.stack(canvases, axis=1).reshape(len(images), 2, -1, HEIGHT * WIDTH)
+    return Sources(images, labels, on_canvas)
 
 
 def compose(key: jax.Array, sources: Sources, size: int) -> Pictures:
@@ -76,42 +96,33 @@ def compose(key: jax.Array, sources: Sources, size: int) -> Pictures:
     which_key, place_key, noise_key = jax.random.split(key, 3)
     left, right = jax.random.randint(which_key, (2, size), 0, len(sources.labels))
     places = jax.random.randint(place_key, (2, size), 0, len(ROWS) * len(LEFT_COLUMNS))
-    canvas = jnp.maximum(
-        _placed(sources.images, LEFT_COLUMNS)[left, places[0]],
-        _placed(sources.images, RIGHT_COLUMNS)[right, places[1]],
-    )
+    images, labels, on_canvas = map(jnp.asarray, sources)
+    canvas = jnp.maximum(on_canvas[left, 0, places[0]], on_canvas[right, 1, places[1]])
     noisy = canvas / LEVELS + NOISE * jax.random.normal(noise_key, canvas.shape)
-    images, labels = jnp.asarray(sources.images), jnp.asarray(sources.labels)
     pixels = jnp.round(255 * jnp.clip(noisy, 0, 1)).astype(jnp.uint8)
     clean = images[left].reshape(size, DIGIT * DIGIT)
-    ink = jnp.asarray(ink_of(sources))[right]
-    return Pictures(pixels, labels[left], labels[right], clean, ink)
+    return Pictures(pixels, labels[left], labels[right], clean, ink_of(sources)[right])
 
 
-def ink_of(sources: Sources) -> Array:
+def ink_of(sources: Sources) -> Any:
     """The sum of each digit's grey levels, ``[N]``."""
-    return np.asarray(sources.images.sum(axis=(1, 2), dtype=np.int32))
-
-
-def _placed(images: Array, columns: Sequence[int]) -> jax.Array:
-    """Every digit at every place, ``[N, 9, 140]``: to look one up is faster than to draw it."""
-    canvases = [
-        np.pad(images, [(0, 0), (row, HEIGHT - DIGIT - row), (column, WIDTH - DIGIT - column)])
-        for row, column in itertools.product(ROWS, columns)
-    ]
-    return jnp.asarray(np.stack(canvases, axis=1).reshape(len(images), -1, HEIGHT * WIDTH))
+    return sources.images.sum(axis=(1, 2), dtype=np.int32)
 
 
 def load_data(
     steps: int, seeds: Sequence[int], batch_size: int, draw: Any = compose, key: int = 1,
     held_out: int = HELD_OUT,
 ) -> Data:  # fmt: skip
-    """Composes the pictures: those of training by seed, as many for validation as for the test."""
-    train, *others = load_splits()
-    train_key, *keys = jax.random.split(jax.random.key(key), 3)
-    own = functools.partial(draw, sources=train, size=batch_size)
-    batches = _problem.compose_batches(own, train_key, steps, seeds)
-    return Data(batches, *(draw(*each, held_out) for each in zip(keys, others, strict=True)))
+    """Composes the pictures of each seed, from splits of its own."""
+    splits = jax.tree.map(lambda *leaves: np.stack(leaves), *map(load_splits, seeds))
+    composed = [
+        _problem.compose_batches(functools.partial(draw, size=size), own, own_key, count, seeds)
+        for own, own_key, count, size in zip(
+            splits, jax.random.split(jax.random.key(key), 3), (steps, 1, 1),
+            (batch_size, held_out, held_out), strict=True,
+        )
+    ]  # fmt: skip
+    return Data(composed[0], *jax.tree.map(lambda leaf: leaf[0], composed[1:]))
 
 
 TASKS = (
@@ -135,29 +146,44 @@ class Outputs(NamedTuple):
 network = functools.partial(_problem.Network, (HEIGHT * WIDTH, 96, 64, 10 + 10 + DIGIT * DIGIT + 1))
 
 
-def apply(params: chex.ArrayTree, pictures: Pictures) -> Outputs:
-    """The network with these parameters, as a pure function."""
-    outputs = _problem.apply(network, params, pictures.pixels / 255)
+def inputs(pictures: Any) -> jax.Array:
+    """The pixels, ``[..., 140]``, from 0 for black to 1 for white."""
+    pixels: jax.Array = pictures.pixels / 255
+    return pixels
+
+
+def apply(
+    params: chex.ArrayTree, pictures: Pictures, mean: Any = 0.0, unit: Any = 1.0, z: Any = None
+) -> Outputs:
+    """The network as a pure function: of the pictures or, where given, of features z.
+
+    The ink is in a unit, from a mean.
+    """
+    outputs = _problem.apply(network, params, inputs(pictures), z)
     left, right, clean, ink = jnp.split(outputs, [10, 20, 84], axis=-1)
-    return Outputs(left, right, clean, ink[..., 0])
+    return Outputs(left, right, clean, mean + unit * ink[..., 0])
 
 
-def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
-    """The K losses, ``[K]``, in the order of ``TASKS``."""
-    outputs = apply(params, pictures)
+def task_losses(
+    params: chex.ArrayTree, pictures: Pictures, mean: Any = 0.0, unit: Any = 1.0, z: Any = None
+) -> jax.Array:
+    """The K losses, ``[K]``, in the order of ``TASKS``, the last in the square of the unit."""
+    outputs = apply(params, pictures, mean, unit, z)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     losses = (
         cross_entropy(outputs.left, pictures.left),
         cross_entropy(outputs.right, pictures.right),
         (outputs.clean - pictures.clean / LEVELS) ** 2,
-        (outputs.ink - pictures.ink) ** 2,
+        ((outputs.ink - pictures.ink) / unit) ** 2,
     )
     return jnp.stack([jnp.mean(each) for each in losses])
 
 
-def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+def task_metrics(
+    params: chex.ArrayTree, pictures: Pictures, mean: Any = 0.0, unit: Any = 1.0
+) -> jax.Array:
     """The K metrics, ``[K]``, in the order and units of ``TASKS``."""
-    outputs = apply(params, pictures)
+    outputs = apply(params, pictures, mean, unit)
     return jnp.stack(
         [
             100 * jnp.mean(jnp.argmax(outputs.left, axis=-1) != pictures.left),
@@ -168,4 +194,14 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     )
 
 
-PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)
+def spreads(seeds: Sequence[int]) -> tuple[Array, Array]:
+    """The mean and the standard deviation of the ink over the digits to train on, ``[seeds]``."""
+    inks = [ink_of(load_splits(seed).train) for seed in seeds]
+    mean, deviation = np.mean(inks, axis=1), np.std(inks, axis=1)
+    return np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
+
+
+of_units = functools.partial(
+    _problem.of_network, network, TASKS, load_data, task_losses, task_metrics, inputs
+)
+PROBLEM, STANDARDISED = of_units(), of_units(spreads)

@@ -12,7 +12,7 @@ neighbourhoods are joined is not told: what that leaves open is the noise of a t
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -46,14 +46,6 @@ class Molecules(NamedTuple):
 
     counts: Any  # [..., 64], uint8, the folded fingerprint
     properties: Any  # [..., K], float32, in the units of TASKS
-
-
-class Splits(NamedTuple):
-    """Three sets that have no molecule in common."""
-
-    train: Molecules
-    validation: Molecules
-    test: Molecules
 
 
 @functools.cache
@@ -104,24 +96,31 @@ def properties_of(molecule: Any) -> list[float]:
 
 
 @functools.cache
-def load_splits() -> Splits:
-    """Computes the molecules' inputs and properties, and splits them at random."""
+def load_molecules() -> Molecules:
+    """Computes the inputs and the properties of all molecules."""
     from rdkit import Chem
 
     molecules = list(map(Chem.MolFromSmiles, load_smiles()))
     counts = np.stack(list(map(counts_of, molecules)))
-    properties = np.array(list(map(properties_of, molecules)), np.float32)
-    order = np.random.default_rng(0).permutation(len(molecules))
-    ends = (np.cumsum(SHARES) * len(order)).astype(int)
-    return Splits(*(Molecules(counts[own], properties[own]) for own in np.split(order, ends)))
+    return Molecules(counts, np.array(list(map(properties_of, molecules)), np.float32))
+
+
+def splits(seed: int) -> list[Array]:
+    """The numbers of the molecules to train on, to validate on and to test, at random."""
+    order = np.random.default_rng(seed).permutation(len(load_smiles()))
+    return np.split(order, (np.cumsum(SHARES) * len(order)).astype(int))
 
 
 def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-    """Draws the batches: the numbers of molecules in the training set."""
-    splits = load_splits()
-    rows = _problem.draw_rows(steps, seeds, batch_size, 1, len(splits.train.counts))
-    pool = jax.tree.map(jnp.asarray, splits.train)
-    return Data(rows, splits.validation, splits.test, pool=pool)
+    """Draws the batches of each seed: the numbers of molecules, from a split of its own."""
+    train, validation, test = map(np.stack, zip(*map(splits, seeds), strict=True))
+    places = _problem.draw_rows(steps, seeds, batch_size, 1, train.shape[1])
+    rows = jnp.asarray(train)[jnp.arange(len(seeds))[:, None], places]
+
+    def of(rows: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), load_molecules())
+
+    return Data(rows, of(validation), of(test), pool=of(slice(None)))
 
 
 TASKS = tuple(
@@ -146,37 +145,49 @@ K = len(TASKS)
 network = functools.partial(_problem.Network, (COUNTS, 64, 32, K))
 
 
-def spreads() -> Array:
-    """The standard deviations over the training molecules, ``[K]``."""
-    deviations: Array = load_splits().train.properties.std(axis=0)
-    return deviations
+def units(seeds: Sequence[int], standardised: bool) -> tuple[Array, Array]:
+    """Of each property in training the mean and the standard deviation or 1, ``[seeds, K]``."""
+    train = np.stack([load_molecules().properties[splits(seed)[0]] for seed in seeds])
+    deviations = train.std(axis=1) if standardised else np.ones((len(seeds), K), np.float32)
+    return train.mean(axis=1), deviations
 
 
-def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.Array:
-    """The K properties, ``[..., K]``: deviations in these units from the mean of the training."""
-    deviations: jax.Array = _problem.apply(network, params, counts.astype(float))
-    mean = jnp.asarray(load_splits().train.properties.mean(axis=0))
-    properties: jax.Array = mean + units * deviations
+def inputs(molecules: Any) -> jax.Array:
+    """The counts, ``[..., 64]``."""
+    counts: jax.Array = molecules.counts.astype(float)
+    return counts
+
+
+def predict(
+    params: chex.ArrayTree, molecules: Any, mean: Any, unit: Any, z: Any = None
+) -> jax.Array:
+    """The K properties, ``[..., K]``: what is learned are their distances from the mean.
+
+    Of the molecules' fingerprints or, where given, of features z.
+    """
+    outputs = _problem.apply(network, params, inputs(molecules), z)
+    properties: jax.Array = mean + unit * outputs
     return properties
 
 
-def of_units(units: Callable[[], Any]) -> _problem.Problem:
-    """The problem in which properties are learned in these units, ``[K]`` or one for all."""
-
-    def errors(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-        difference: jax.Array = predict(params, molecules.counts, units()) - molecules.properties
-        return difference
-
-    def losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-        """The K mean squared errors, ``[K]``, in the squares of the units."""
-        return jnp.mean((errors(params, molecules) / units()) ** 2, axis=0)
-
-    def metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-        """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
-        return jnp.mean(jnp.abs(errors(params, molecules)), axis=0)
-
-    return _problem.of_network(network, TASKS, load_data, losses, metrics)
+def task_losses(
+    params: chex.ArrayTree, molecules: Molecules, mean: Any, unit: Any, z: Any = None
+) -> jax.Array:
+    """The K mean squared errors, ``[K]``, in the squares of the units."""
+    errors = predict(params, molecules, mean, unit, z) - molecules.properties
+    return jnp.mean((errors / unit) ** 2, axis=0)
 
 
-PROBLEM = of_units(lambda: 1.0)
-STANDARDISED = of_units(spreads)
+def task_metrics(params: chex.ArrayTree, molecules: Molecules, mean: Any, unit: Any) -> jax.Array:
+    """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
+    errors = predict(params, molecules, mean, unit) - molecules.properties
+    return jnp.mean(jnp.abs(errors), axis=0)
+
+
+PROBLEM, STANDARDISED = (
+    _problem.of_network(
+        network, TASKS, load_data, task_losses, task_metrics, inputs,
+        functools.partial(units, standardised=standardised), "features",
+    )
+    for standardised in (False, True)
+)  # fmt: skip

@@ -1,0 +1,157 @@
+"""Which method one need not think about: ``python -m famo_jax.experiments.regret``.
+
+Regret is how far a method's mean delta m is from the least of any method on the same problem in the
+same units. Nothing is trained here: the figures are those that other studies left, and methods are
+judged that all of them ran. The method to take unseen is the one whose worst regret is least.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from famo_jax.experiments import _command, _files, _plots, _tables
+from famo_jax.experiments._files import Runs
+from famo_jax.experiments._methods import METHODS
+from famo_jax.experiments._study import Option, Study, Summary
+
+if TYPE_CHECKING:
+    from famo_jax.experiments._train import Session
+
+STUDIES = ("digits", "regression", "attributes", "conflicts")
+UNITS = ("natural", "standardised")  # which fair units leave to one column
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """Where a study's figures are: in a folder of its own, as it writes them, or beside others'."""
+    own = folder / name / f"{name}.json"
+    return own if own.exists() else folder / f"{name}.json"
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses a folder that lacks a study's figures."""
+    for name in [] if options.source else options.studies:
+        path = path_of(Path(options.runs), name)
+        if not path.is_file():
+            parser.error(
+                f"argument --runs: expected {path}, which python -m famo_jax.experiments.{name} "
+                "writes"
+            )
+
+
+def run(options: argparse.Namespace, session: "Session") -> Runs:
+    """Reads the mean delta m of each method in each column of each study."""
+    tell = session.row("reading")
+    tell("figures")
+    found: dict[str, dict[str, float]] = {}
+    for name in options.studies:
+        summary = _files.read_summary(path_of(Path(options.runs), name))["summary"]
+        for label, column in summary["columns"].items():
+            methods = {each: own["delta_m"]["mean"] for each, own in column["methods"].items()}
+            found[f"{name}, {label}"] = methods
+    tell("done")
+    return Runs({"arms": {}, "delta_m": found}, {})
+
+
+def summarize(runs: Runs) -> dict[str, Any]:
+    """Of each method its regrets, their worst and their median."""
+    columns = runs.facts["delta_m"]
+    common = set.intersection(*map(set, columns.values())) - {"stl"}
+    names = [name for name in METHODS if name in common]
+    rows = [[column[name] for column in columns.values()] for name in names]
+    values = np.array(rows, np.float64)  # None is NaN
+    values = np.where(np.isfinite(values), values, np.inf)  # what diverged
+    regrets = values - values.min(axis=0)
+    order = np.argsort(regrets.max(axis=1), kind="stable")
+    return {
+        "columns": list(columns),
+        "best": [names[index] for index in values.argmin(axis=0)],
+        "methods": {
+            names[index]: {
+                "regrets": regrets[index],
+                "worst": regrets[index].max(),
+                "median": np.median(regrets[index]),
+            }
+            for index in order
+        },
+    }
+
+
+def tables(summary: Summary) -> list[Any]:
+    """Worst and median regret, and the regret in every column."""
+    headers = [*map(_brief, summary["columns"])]
+    table = _tables.new(None, ["method"], ["worst", "median", *headers])
+    for name, each in summary["methods"].items():
+        cells = [each["worst"], each["median"], *each["regrets"]]
+        table.add_row(name, *("-" if np.isnan(cell) else f"{cell:.0f}" for cell in cells))
+    best = dict.fromkeys(summary["best"])
+    return [
+        table,
+        "Regret: Δm, in percentage points, above that of the best of these methods in the same "
+        f"column; the least worst regret first. Best in some column: {', '.join(best)}.",
+    ]
+
+
+def _brief(column: str) -> str:
+    study, _, label = column.partition(", ")
+    words = {"digits": "dig.", "regression": "mol.", "attributes": "attr."}
+    unit = {"natural": "nat.", "standardised": "std."}.get(label, "")
+    return f"{words[study]}\n{unit}" if study in words else f"{label[:5]}.\n"
+
+
+def draw(summary: Summary) -> Any:
+    """A row for each method, a dot for each column, and a bar up to the worst."""
+    with _plots.picture(height=0.27 * len(summary["methods"]) + 1.1) as figure:
+        axes = figure.subplots()
+        kinds = list(dict.fromkeys(map(_kind, summary["columns"])))
+        colours = dict(zip(kinds, ("#d55e00", "#0072b2", "#009e73"), strict=False))
+        for place, each in enumerate(summary["methods"].values()):
+            axes.plot([0, each["worst"]], [place, place], color=_plots.PALE, linewidth=4, zorder=1)
+            for column, regret in zip(summary["columns"], each["regrets"], strict=True):
+                kind = _kind(column)
+                axes.plot(regret, place, "o", color=colours[kind], markersize=4, alpha=0.8)
+        for kind in kinds:
+            axes.plot([], [], "o", color=colours[kind], markersize=4, label=kind)
+        axes.set_yticks(range(len(summary["methods"])), list(summary["methods"]))
+        axes.set_ylim(len(summary["methods"]) - 0.5, -0.5)
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_xlim(-0.5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.grid(axis="x", color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("Δm (percentage points) above the best method of the same problem")
+        axes.set_title("Regret: a dot a problem. The method on top is the one to take unseen")
+        axes.legend(loc="lower right")
+    return figure
+
+
+def _kind(column: str) -> str:
+    label = column.partition(", ")[2]
+    return f"{label} units" if label in UNITS else "no units to choose"
+
+
+STUDY = Study(
+    name="regret",
+    title="Which method one need not think about, from the figures of other studies",
+    seconds=5,
+    full="--runs results --studies " + " ".join(STUDIES),
+    quick="",
+    run=run,
+    summarize=summarize,
+    tables=tables,
+    pictures={"regret.png": draw},
+    options={
+        "runs": Option(str, "the folder of the studies' figures", metavar="FOLDER"),
+        "studies": Option(
+            _command.one_of(STUDIES), "whose figures are read", several=True, metavar="NAME"
+        ),
+    },
+    saves=False,
+    check=check,
+)
+main = functools.partial(_command.main, STUDY)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Regret, from the figures of other studies."""
+
+import json
+
+import numpy as np
+import pytest
+
+from famo_jax.experiments import regret
+
+FIGURES = {
+    "digits": {"natural": {"ls": 90.0, "si": 20.0, "famo": 30.0, "uw": 1.0},
+               "standardised": {"ls": 5.0, "si": 9.0, "famo": 6.0}},
+    "attributes": {"cross-entropies": {"ls": 10.0, "si": 40.0, "famo": 15.0}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, columns in FIGURES.items():
+        of = lambda methods: {
+            each: {"delta_m": {"mean": value}} for each, value in ({"stl": 0.0} | methods).items()
+        }
+        summary = {"columns": {label: {"methods": of(own)} for label, own in columns.items()}}
+        own = tmp_path / name if name == "digits" else tmp_path  # as a run leaves it, or kept
+        own.mkdir(exist_ok=True)
+        (own / f"{name}.json").write_text(json.dumps({"summary": summary}))
+    return tmp_path
+
+
+def test_regret_is_above_the_best_of_the_methods_that_all_studies_ran(folder, tmp_path, run_study):
+    options = ["--runs", str(folder), "--studies", "digits", "attributes"]
+    printed, summary = run_study("regret", tmp_path / "out", *options)
+    found = {name: each["regrets"] for name, each in summary["methods"].items()}
+    # Uncertainty weighting was the best where it was run, but not run everywhere.
+    assert found == {"famo": [10, 1, 5], "si": [0, 4, 30], "ls": [70, 0, 0]}
+    assert list(found) == ["famo", "si", "ls"]  # by the worst
+    assert summary["methods"]["famo"]["worst"] == 10
+    assert summary["methods"]["famo"]["median"] == 5
+    assert summary["best"] == ["si", "ls", "ls"]
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["famo", "10", "5", "10", "1", "5"] in rows
+    assert ["ls", "70", "0", "70", "0", "0"] in rows
+    axes = regret.draw(summary).get_axes()[0]
+    dots = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"][:9]
+    dots = np.ravel(dots)
+    np.testing.assert_allclose(dots, [10, 1, 5, 0, 4, 30, 70, 0, 0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["famo", "si", "ls"]
+
+
+def test_what_diverged_is_the_worst(folder, tmp_path, run_study):
+    path = folder / "attributes.json"
+    path.write_text(path.read_text().replace("40.0", "null"))
+    options = ["--runs", str(folder), "--studies", "digits", "attributes"]
+    printed, summary = run_study("regret", tmp_path / "out", *options)
+    assert list(summary["methods"])[-1] == "si"
+    assert any(line.split()[:2] == ["si", "-"] for line in printed.splitlines())
+
+
+def test_a_study_that_was_not_run_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        regret.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert exit_info.value.code == 2
+    assert "python -m famo_jax.experiments.digits writes" in capsys.readouterr().err
