@@ -37,6 +37,7 @@ class Epoch(NamedTuple):
     task_weights: jax.Array | None  # [K], of a method that has logits
     logit_range: jax.Array | None  # [2]: at the end, and at most
     validation: jax.Array  # [M]
+    test: jax.Array | None  # [M], where the last epochs count
     scale: jax.Array  # [], of the learning rate
 
 
@@ -66,7 +67,8 @@ def train(
     save: Callable[[int, Any], None] | None,
     tell: Callable[[str], None],
     *,
-    score: Score,
+    score: Score | None,
+    last: int = 0,
     reduce: optax.GradientTransformationExtraArgs | None = None,
 ) -> dict[str, Array]:
     """Trains all networks of an arm; the first four arguments are those of :func:`_train.train`.
@@ -79,7 +81,8 @@ def train(
       saved: Where an earlier process came to.
       save: Called with the number of steps made and the state, after each epoch.
       tell: Called with what is being done.
-      score: What is least at the best epoch.
+      score: What is least at the best epoch. None: the last epochs count.
+      last: How many. Their mean is what is returned, the best epoch is the last.
       reduce: What scales the learning rate by the score. None: nothing.
 
     Returns:
@@ -107,8 +110,10 @@ def train(
         scale = watch.plateau.scale if reduce else jnp.ones(())
         scaled = setting | {"learning_rate": setting["learning_rate"] * scale, "scale": scale}
         carry, trace = advance(scaled, carry, key, pool, first, batches)
-        metrics = arm.problem.metrics(carry.params, carry.state, held_out)
-        now = score(metrics)
+        validation, *test = (
+            arm.problem.metrics(carry.params, carry.state, own) for own in held_out
+        )
+        now = score(validation) if score else jnp.zeros(())
         rate = reduce.update((), watch.plateau, value=now)[1] if reduce else ()
         found = Watch(now, 1 + first // length, carry.params, carry.state, rate)
         best = optax.tree.where(now <= watch.score, found, watch._replace(plateau=rate))
@@ -116,7 +121,7 @@ def train(
         if z is not None:
             ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
             z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
-        left = Epoch(trace.losses.mean(axis=0), z, ends, metrics, scale)
+        left = Epoch(trace.losses.mean(axis=0), z, ends, validation, next(iter(test), None), scale)
         return (carry, best), left
 
     settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
@@ -127,9 +132,12 @@ def train(
         i, j = pairs[index]
         rows = jax.tree.map(lambda leaf: leaf[:, j], batches)
         own = _at(settings, i), networks[index], keys[j], data.pool, first, rows
-        after: tuple[Network, Epoch] = one_epoch(*own, _at(data.validation, j))
+        after: tuple[Network, Epoch] = one_epoch(*own, _at(held_out, j))
         return after
 
+    # Where the last epochs count, what is validated on may be the test.
+    apart = not score and data.validation is not data.test
+    held_out = [data.validation, data.test] if apart else [data.validation]
     networks = [start(_at(settings, i), _at(variables, j)) for i, j in pairs]
     past: list[list[Epoch]] = [[] for _ in pairs]
     done = saved.steps if saved else 0
@@ -149,14 +157,21 @@ def train(
             tell(f"{first + length} steps, {index + 1} of {len(pairs)}")
         if save:
             save(first + length, (networks, list(map(_stacked, past))))
-    tell("testing")
-    tests, end = [], jax.jit(finish)
-    for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
-        best = carry._replace(params=watch.params, state=watch.state)
-        tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
+    curves, tests = _stacked(list(map(_stacked, past))), []
+    if not score:
+        both = curves.validation, curves.validation if curves.test is None else curves.test
+        tests = [own[:, -last:].mean(axis=1) for own in both]
+    else:
+        tell("testing")
+        end = jax.jit(finish)
+        for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
+            best = carry._replace(params=watch.params, state=watch.state)
+            tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
+        tests = _stacked(tests)
+    # Of the watches, only what is small.
+    watches = [watch._replace(params=(), state=()) for _, watch in networks]
     shape = len(arm.settings), len(arm.seeds)
-    return _arrays(shape, _stacked(tests), _stacked([watch for _, watch in networks]),
-                   _stacked(list(map(_stacked, past))))  # fmt: skip
+    return _arrays(shape, tests, _stacked(watches), curves)
 
 
 def _at(tree: Any, index: int) -> Any:

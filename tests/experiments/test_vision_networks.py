@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from famo_jax.experiments.problems import _layers, _segnet
+from famo_jax.experiments.problems import _layers, _problem, _segnet, celeba
 
 NYU = {"semantic": 13, "depth": 1, "normal": 3}
 CITIES = {"semantic": 7, "depth": 1}
@@ -77,6 +77,24 @@ def test_convolutions_start_as_xavier_normal_and_biases_as_zero():
     assert np.std(kernel) == pytest.approx((2 / (9 * (16 + 32))) ** 0.5, rel=0.03)
     assert np.abs(kernel).max() > 3 * np.std(kernel)  # not truncated
     assert not np.any(block.bias[...])
+
+
+def test_the_nine_layers_have_the_official_parameters():
+    parts = count(lambda rngs: celeba.Network(40, rngs))
+    assert (parts[None], parts["heads"]) == (5_197_160, 20_520)
+
+
+def test_the_nine_layers_start_as_pytorchs():
+    """U(-a, a) with a = 1/sqrt(fan_in): convolutions, hidden layers, heads and their biases."""
+    params, _ = _problem.init_stateful(lambda rngs: celeba.Network(40, rngs, width=8), [0])
+    params = nnx.to_pure_dict(params)
+    block, hidden = params["stages"]["layers"][1]["layers"][0], params["hidden"]["layers"][0]
+    heads = params["heads"]
+    for leaf, fan_in in ((block["layer"]["kernel"], 9 * 8), (hidden["layer"]["kernel"], 64),
+                         (heads["kernel"], 64), (heads["bias"], 64)):  # fmt: skip
+        bound, found = fan_in**-0.5, np.abs(leaf).max()
+        assert 0.9 * bound < found <= bound
+        assert np.std(leaf) == pytest.approx(bound / 3**0.5, rel=0.2)
 
 
 # --- Layers ---------------------------------------------------------------------------------------
@@ -246,6 +264,15 @@ class Theirs:
             maps.append(x)
         return self.heads(outputs, maps)
 
+    def nine_layers(self, x):
+        for stage in range(4):
+            x = self.run(self.f.max_pool2d(x, 2) if stage else x, "stages", stage)
+        x = x.mean(dim=(2, 3))
+        for index in range(2):
+            x = self.run(x, "hidden", index)
+        heads = self.params["heads"]
+        return [x @ heads["kernel"] + heads["bias"]]
+
     def attended(self, x, name, task, level):
         own, stats = (
             each[name]["layers"][task]["layers"][level]["layers"]
@@ -282,7 +309,8 @@ def compare(torch, network, theirs_of, images, training=True, gradients=False, a
     def total(params):
         model = nnx.merge(graph, params, stats, copy=True)
         (model.train if training else model.eval)()
-        outputs = list(model(images).values())
+        outputs = model(images)
+        outputs = list(outputs.values()) if isinstance(outputs, dict) else [outputs]
         scalar = sum(jnp.sum(own * weight) for own, weight in zip(outputs, weights, strict=True))
         return scalar, (outputs, nnx.state(model, nnx.BatchStat))
 
@@ -321,3 +349,11 @@ def test_mtan_is_pytorchs(torch, training):
         network = drawn(lambda rngs: _segnet.Mtan(CITIES, rngs, THIN))
         own = lambda theirs: lambda x: theirs.segnet(CITIES, x, mtan=True)
         compare(torch, network, own, images, training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_nine_layers_are_pytorchs(torch, training):
+    with in_float64():
+        images = np.random.default_rng(0).random((3, 16, 16, 3))
+        network = drawn(lambda rngs: celeba.Network(5, rngs, width=4))
+        compare(torch, network, lambda own: own.nine_layers, images, training, gradients=training)

@@ -29,10 +29,10 @@ CITYSCAPES_CLASSES = ("flat", "construction", "object", "nature", "sky", "human"
 class Scenes(NamedTuple):
     """Pictures and what is to be told of each of their pixels, mapped into memory."""
 
-    image: Array  # [N, H, W, 3], float32, in [0, 1]
-    label: Array  # [N, H, W], int8; -1 is void
-    depth: Array  # [N, H, W], float32: metres, of CityScapes inverse depth; 0 is missing
-    normal: Array | None  # [N, H, W, 3], float32, of length 1; (0, 0, 0) is missing
+    image: Any  # [N, H, W, 3], float32, in [0, 1]
+    label: Any  # [N, H, W], int8; -1 is void
+    depth: Any  # [N, H, W], float32: metres, of CityScapes inverse depth; 0 is missing
+    normal: Any  # [N, H, W, 3], float32, of length 1; (0, 0, 0) is missing; CityScapes': None
 
 
 def load_nyuv2(folder: str | Path, split: str) -> Scenes:

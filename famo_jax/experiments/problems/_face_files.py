@@ -38,8 +38,8 @@ NAMES = tuple(_NAMES.split())
 class Faces(NamedTuple):
     """Faces, mapped into memory."""
 
-    image: Array  # [N, 64, 64, 3], uint8
-    attributes: Array  # [N, 40], uint8: 1 where a face has it, in the order of NAMES
+    image: Any  # [N, 64, 64, 3], uint8
+    attributes: Any  # [N, 40], uint8: 1 where a face has it, in the order of NAMES
 
 
 def load_celeba(folder: str | Path, split: str) -> Faces:
