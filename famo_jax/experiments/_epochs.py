@@ -1,7 +1,7 @@
-"""Training by epochs: after each the network is validated, and the best one meets the test.
+"""Training by epochs: each ends in a validation, and the best or the last ones count.
 
-What the rate of learning does from epoch to epoch is up to a plateau of the score, as PyTorch's
-``ReduceLROnPlateau`` has it, or to the schedule of the arm. Networks are trained one after the
+What the rate of learning does from epoch to epoch is up to a plateau of the score or a staircase,
+as PyTorch has them, or to the schedule of the arm. Networks are trained one after the
 other, all up to an epoch before any goes on, so that a stop costs an epoch.
 """
 
@@ -61,6 +61,25 @@ def plateau(
     return tx
 
 
+class Stairs(NamedTuple):
+    """Where a staircase of the learning rate is."""
+
+    scale: jax.Array  # []
+    epoch: jax.Array  # [], int32: how many are over
+
+
+def stairs(every: int, factor: float = 0.5) -> optax.GradientTransformationExtraArgs:
+    """PyTorch's ``StepLR``: the rate is multiplied by ``factor`` after ``every`` so many epochs."""
+
+    def update(updates: Any, state: Stairs, params: Any = None, **_: Any) -> tuple[Any, Stairs]:
+        del params
+        epoch = state.epoch + 1
+        return updates, Stairs(factor ** (epoch // every).astype(float), epoch)
+
+    start = lambda _: Stairs(jnp.ones(()), jnp.zeros((), jnp.int32))
+    return optax.GradientTransformationExtraArgs(start, update)
+
+
 def train(
     arm: _train.Arm,
     saved: _checkpoint.Saved | None,
@@ -83,7 +102,7 @@ def train(
       tell: Called with what is being done.
       score: What is least at the best epoch. None: the last epochs count.
       last: How many. Their mean is what is returned, the best epoch is the last.
-      reduce: What scales the learning rate by the score. None: nothing.
+      reduce: What scales the learning rate after each epoch. None: nothing.
 
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: of the best epoch the metrics ``validation``

@@ -24,6 +24,8 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         else:
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            if count == 1:
+                raise ValueError(f"batch norm: expected several values a channel, got {x.shape}")
             mean, var = jnp.mean(x, axes), jnp.var(x, axes)
             self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
             self.var[...] = 0.9 * self.var[...] + 0.1 * var * (count / (count - 1))

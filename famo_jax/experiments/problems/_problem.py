@@ -129,6 +129,12 @@ def split(network: nnx.Module) -> Variables:
     return params, state[0]
 
 
+def count_parameters(network: Make) -> int:
+    """Of a network."""
+    shapes = nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+
+
 def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array) -> Any:
     """The network with these parameters, as a pure function."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
