@@ -15,7 +15,9 @@ from famo_jax.experiments.problems._face_files import OFFICIAL, PICTURES
 Array = npt.NDArray[Any]
 
 GAP = 4  # pixels
+WIDE = 256  # pixels, to which smaller pictures are drawn larger
 CLASSES = {"rooms": NYUV2_CLASSES, "streets": CITYSCAPES_CLASSES}
+STREETS = ("#7a5c85", "#6b6b6b", "#e6cf3c", "#5d9440", "#79b4e0", "#d8273e", "#24348c")
 FARTHEST = {"rooms": 6.0, "streets": 0.06}  # metres; and inverse, the nearest
 
 
@@ -23,27 +25,26 @@ def draw(name: str, root: Path, counts: Sequence[int]) -> Image.Image:
     """Of the folder in which they were written."""
     if name == "faces":
         return _faces(root, sum(counts))
-    rows = [_row(name, root / "val", number) for number in range(min(8, counts[1]))]
+    rows = [_row(name, root / "val", number) for number in range(min(6, counts[1]))]
     sheet = _grid(rows)
-    height = min(4, 1 + len(CLASSES[name]) * 90 // sheet.width) * 18
+    across = (sheet.width - GAP) // 90
+    height = -(-len(CLASSES[name]) // across) * 18
     whole = Image.new("RGB", (sheet.width, sheet.height + height), "white")
     whole.paste(sheet)
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
-    x, y = GAP, sheet.height
     for number, each in enumerate(CLASSES[name]):
-        if x + 86 > sheet.width:
-            x, y = GAP, y + 18
-        colour = tuple(int(255 * each) for each in palette(len(CLASSES[name]))[number])
+        x, y = GAP + number % across * 90, sheet.height + number // across * 18
+        colour = tuple(int(255 * part) for part in palette(name)[number])
         pen.rectangle((x, y + 3, x + 10, y + 13), fill=colour)
         pen.text((x + 14, y + 1), each, "black", font)
-        x += 90
     return whole
 
 
-def palette(count: int) -> Array:
-    """A colour a class, ``[count + 1, 3]``, and black for what has none."""
-    colours = matplotlib.colormaps["tab20"](np.arange(count))[:, :3]
-    return np.concatenate([colours, np.zeros((1, 3))])
+def palette(name: str) -> Array:
+    """A colour a class, ``[classes + 1, 3]``, and black for what has none."""
+    rooms = matplotlib.colormaps["tab20"](np.arange(len(NYUV2_CLASSES)))
+    colours = rooms if name == "rooms" else matplotlib.colors.to_rgba_array(STREETS)
+    return np.concatenate([colours[:, :3], np.zeros((1, 3))])
 
 
 def _row(name: str, folder: Path, number: int) -> list[Array]:
@@ -55,7 +56,7 @@ def _row(name: str, folder: Path, number: int) -> list[Array]:
     depth, label = load("depth")[..., 0], load("label" if name == "rooms" else "label_7")
     share = np.clip(depth / FARTHEST[name], 0, 1)
     near = matplotlib.colormaps["turbo"](1 - share if name == "rooms" else share)[..., :3]
-    pictures = [load("image"), palette(len(CLASSES[name]))[label.astype(int)],
+    pictures = [load("image"), palette(name)[label.astype(int)],
                 np.where(depth[..., None] == 0, 0, near)]  # fmt: skip
     if name == "rooms":
         normal = load("normal")
@@ -72,6 +73,8 @@ def _faces(root: Path, count: int) -> Image.Image:
 
 
 def _grid(rows: Sequence[Sequence[Array]]) -> Image.Image:
+    times = max(1, WIDE // rows[0][0].shape[1]) if len(rows[0]) < 8 else 1
+    rows = [[each.repeat(times, 0).repeat(times, 1) for each in row] for row in rows]
     height, width, _ = rows[0][0].shape
     size = len(rows[0]) * (width + GAP) + GAP, len(rows) * (height + GAP) + GAP
     sheet = Image.new("RGB", size, "white")
