@@ -34,7 +34,8 @@ def main() -> None:
     if pages:
         return
     for name, study in studies().items():
-        print(f"{name:12}{study.seconds:4} s  {study.title}")
+        took = f"{study.seconds:4} s" if study.seconds else "   GPU"
+        print(f"{name:12}{took}  {study.title}")
     print(
         "\npython -m famo_jax.experiments.NAME runs one, in so many seconds on two cores; --help "
         "tells\nits options, and --quick takes under a minute."

@@ -1,7 +1,7 @@
-"""Training by epochs: after each the network is validated, and the best one meets the test.
+"""Training by epochs: each ends in a validation, and the best or the last ones count.
 
-What the rate of learning does from epoch to epoch is up to a plateau of the score, as PyTorch's
-``ReduceLROnPlateau`` has it, or to the schedule of the arm. Networks are trained one after the
+What the rate of learning does from epoch to epoch is up to a plateau of the score or a staircase,
+as PyTorch has them, or to the schedule of the arm. Networks are trained one after the
 other, all up to an epoch before any goes on, so that a stop costs an epoch.
 """
 
@@ -37,6 +37,7 @@ class Epoch(NamedTuple):
     task_weights: jax.Array | None  # [K], of a method that has logits
     logit_range: jax.Array | None  # [2]: at the end, and at most
     validation: jax.Array  # [M]
+    test: jax.Array | None  # [M], where the last epochs count
     scale: jax.Array  # [], of the learning rate
 
 
@@ -60,13 +61,33 @@ def plateau(
     return tx
 
 
+class Stairs(NamedTuple):
+    """Where a staircase of the learning rate is."""
+
+    scale: jax.Array  # []
+    epoch: jax.Array  # [], int32: how many are over
+
+
+def stairs(every: int, factor: float = 0.5) -> optax.GradientTransformationExtraArgs:
+    """PyTorch's ``StepLR``: the rate is multiplied by ``factor`` after ``every`` so many epochs."""
+
+    def update(updates: Any, state: Stairs, params: Any = None, **_: Any) -> tuple[Any, Stairs]:
+        del params
+        epoch = state.epoch + 1
+        return updates, Stairs(factor ** (epoch // every).astype(float), epoch)
+
+    start = lambda _: Stairs(jnp.ones(()), jnp.zeros((), jnp.int32))
+    return optax.GradientTransformationExtraArgs(start, update)
+
+
 def train(
     arm: _train.Arm,
     saved: _checkpoint.Saved | None,
     save: Callable[[int, Any], None] | None,
     tell: Callable[[str], None],
     *,
-    score: Score,
+    score: Score | None,
+    last: int = 0,
     reduce: optax.GradientTransformationExtraArgs | None = None,
 ) -> dict[str, Array]:
     """Trains all networks of an arm; the first four arguments are those of :func:`_train.train`.
@@ -79,8 +100,9 @@ def train(
       saved: Where an earlier process came to.
       save: Called with the number of steps made and the state, after each epoch.
       tell: Called with what is being done.
-      score: What is least at the best epoch.
-      reduce: What scales the learning rate by the score. None: nothing.
+      score: What is least at the best epoch. None: the last epochs count.
+      last: How many. Their mean is what is returned, the best epoch is the last.
+      reduce: What scales the learning rate after each epoch. None: nothing.
 
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: of the best epoch the metrics ``validation``
@@ -107,8 +129,10 @@ def train(
         scale = watch.plateau.scale if reduce else jnp.ones(())
         scaled = setting | {"learning_rate": setting["learning_rate"] * scale, "scale": scale}
         carry, trace = advance(scaled, carry, key, pool, first, batches)
-        metrics = arm.problem.metrics(carry.params, carry.state, held_out)
-        now = score(metrics)
+        validation, *test = (
+            arm.problem.metrics(carry.params, carry.state, own) for own in held_out
+        )
+        now = score(validation) if score else jnp.zeros(())
         rate = reduce.update((), watch.plateau, value=now)[1] if reduce else ()
         found = Watch(now, 1 + first // length, carry.params, carry.state, rate)
         best = optax.tree.where(now <= watch.score, found, watch._replace(plateau=rate))
@@ -116,7 +140,7 @@ def train(
         if z is not None:
             ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
             z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
-        left = Epoch(trace.losses.mean(axis=0), z, ends, metrics, scale)
+        left = Epoch(trace.losses.mean(axis=0), z, ends, validation, next(iter(test), None), scale)
         return (carry, best), left
 
     settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
@@ -127,9 +151,12 @@ def train(
         i, j = pairs[index]
         rows = jax.tree.map(lambda leaf: leaf[:, j], batches)
         own = _at(settings, i), networks[index], keys[j], data.pool, first, rows
-        after: tuple[Network, Epoch] = one_epoch(*own, _at(data.validation, j))
+        after: tuple[Network, Epoch] = one_epoch(*own, _at(held_out, j))
         return after
 
+    # Where the last epochs count, what is validated on may be the test.
+    apart = not score and data.validation is not data.test
+    held_out = [data.validation, data.test] if apart else [data.validation]
     networks = [start(_at(settings, i), _at(variables, j)) for i, j in pairs]
     past: list[list[Epoch]] = [[] for _ in pairs]
     done = saved.steps if saved else 0
@@ -149,14 +176,21 @@ def train(
             tell(f"{first + length} steps, {index + 1} of {len(pairs)}")
         if save:
             save(first + length, (networks, list(map(_stacked, past))))
-    tell("testing")
-    tests, end = [], jax.jit(finish)
-    for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
-        best = carry._replace(params=watch.params, state=watch.state)
-        tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
+    curves, tests = _stacked(list(map(_stacked, past))), []
+    if not score:
+        both = curves.validation, curves.validation if curves.test is None else curves.test
+        tests = [own[:, -last:].mean(axis=1) for own in both]
+    else:
+        tell("testing")
+        end = jax.jit(finish)
+        for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
+            best = carry._replace(params=watch.params, state=watch.state)
+            tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
+        tests = _stacked(tests)
+    # Of the watches, only what is small.
+    watches = [watch._replace(params=(), state=()) for _, watch in networks]
     shape = len(arm.settings), len(arm.seeds)
-    return _arrays(shape, _stacked(tests), _stacked([watch for _, watch in networks]),
-                   _stacked(list(map(_stacked, past))))  # fmt: skip
+    return _arrays(shape, tests, _stacked(watches), curves)
 
 
 def _at(tree: Any, index: int) -> Any:

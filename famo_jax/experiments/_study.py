@@ -28,7 +28,7 @@ class Study(NamedTuple):
 
     name: str
     title: str
-    seconds: int  # that it takes on two cores
+    seconds: int  # that it takes on two cores; 0 of what takes a GPU
     full: str  # the options where none are given, as one would give them
     quick: str  # with --quick
     run: "Callable[[argparse.Namespace, Session], Runs]"

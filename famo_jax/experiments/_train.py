@@ -122,7 +122,7 @@ def functions(arm: Arm) -> Functions:
                 at_features = famo_jax.losses_and_grads(heads, encoder=encode)
                 batched = state, batch, key
                 losses, grads = at_features(params, *batched, state=opt_state, where=where)
-                new_state = state
+                new_state = losses_fn(params)[1]  # of the same pass: it is computed once
             else:
                 mask = problem.last_shared if problem.place == "last layer" else None
                 weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True, gram_at=mask)
@@ -137,12 +137,21 @@ def functions(arm: Arm) -> Functions:
                 extra["losses"] = extra["losses_fn"](params)
             z = famo_jax.task_weights(opt_state) if method.has_logits else None
             updates, opt_state = tx.update(grads, opt_state, params, **extra)
-            after = Carry(optax.apply_updates(params, updates), opt_state, new_state)
+            params = optax.apply_updates(params, updates)
+            if problem.both_passes and method.measure == "two-pass":
+                # The pass that `update` makes, after which the state is known: computed once too.
+                new_state = problem.losses(params, new_state, batch, key)[1]
+            after = Carry(params, opt_state, new_state)
             probed = arm.probe(batch, fresh, carry, after, losses) if arm.probe else None
             return after, Trace(losses, z, probed)
 
-        count = len(jax.tree.leaves(batches)[0])
-        return jax.lax.scan(step, carry, (first + jnp.arange(count), batches))
+        traces = []
+        for part in batches if isinstance(batches, list) else [batches]:
+            count = len(jax.tree.leaves(part)[0])
+            carry, trace = jax.lax.scan(step, carry, (first + jnp.arange(count), part))
+            traces.append(trace)
+            first += count
+        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
 
     def finish(carry: Carry, validation: Any, test: Any) -> tuple[jax.Array, jax.Array]:
         own = carry.params, carry.state

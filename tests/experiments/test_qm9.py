@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from famo_jax.experiments import _files, _methods
+from famo_jax.experiments import _benchmark, _benchmark_report, _files, _methods
 from famo_jax.experiments import qm9 as study
 from famo_jax.experiments.problems import qm9
 
@@ -73,7 +73,8 @@ def test_every_method_has_as_many_settings():
         "Options", (), {"learning_rate": [0.1, 0.2], "gamma": [1e-3], "logits_rate": [5e-3]}
     )
     counts = {
-        len(study.settings_of(study.METHODS[name], options)) for name in study.METHODS_SHOWN.split()
+        len(_benchmark.settings_of(study.METHODS[name], options))
+        for name in study.METHODS_SHOWN.split()
     }
     assert counts == {2}
 
@@ -157,7 +158,7 @@ def test_summaries_recompute_from_the_arrays(whole_run):
 
 def test_the_picture_shows_changes_means_curves_and_weights(whole_run):
     folder, _, summary = whole_run
-    figure = study.draw(summary)
+    figure = study.STUDY.pictures["qm9.png"](summary)
     titles = [axes.get_title(loc="left") for axes in figure.get_axes()]
     assert titles[:3] == ["each error against ls", "their mean, lower is better",
                           "Δm on validation, against the official STL (%)"]  # fmt: skip
@@ -170,7 +171,7 @@ def test_the_picture_shows_changes_means_curves_and_weights(whole_run):
 
 def test_short_numbers():
     values = [0.1055, 0.5, 5.19, 14.06, 73.57, 144.6, 12345.6, np.nan]
-    assert [study.short(value) for value in values] == [
+    assert [_benchmark_report.short(value) for value in values] == [
         *(".105", ".500", "5.19", "14.1", "73.6", "145", "12346", "nan")
     ]
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Variables = tuple[chex.ArrayTree, chex.ArrayTree]  # parameters, and what else a model carries
@@ -66,6 +67,8 @@ class Problem(NamedTuple):
     last_shared: Callable[[Any], Any] | None = None
     # Where aggregation methods take task gradients: without features on the parameters.
     place: Place = "features"
+    # Whether the second pass of a two-pass method moves the state too, as in the official code.
+    both_passes: bool = False
 
 
 def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
@@ -144,6 +147,31 @@ def init_params(network: Make, seeds: Sequence[int]) -> chex.ArrayTree:
     return params
 
 
+def init_stateful(network: Make, seeds: Sequence[int]) -> Variables:
+    """The same of a network that also carries statistics."""
+
+    @jax.jit
+    def init(key: jax.Array) -> Variables:
+        return split(network(nnx.Rngs(key)))
+
+    # Of this generator many draws take a fifth of the time to compile.
+    every = [init(jax.random.key(seed, impl="rbg")) for seed in seeds]
+    variables: Variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    return variables
+
+
+def split(network: nnx.Module) -> Variables:
+    """Its parameters, and what else it carries."""
+    _, params, *state = nnx.split(network, nnx.Param, ...)
+    return params, state[0]
+
+
+def count_parameters(network: Make) -> int:
+    """Of a network."""
+    shapes = nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+
+
 def merged(network: Make, params: chex.ArrayTree) -> Any:
     """The network with these parameters."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
@@ -189,3 +217,42 @@ def compose_batches(
         return jax.lax.map(one_step, jnp.arange(steps))
 
     return jax.jit(composed)(sources)
+
+
+def epochs_of(
+    rows: Any, seeds: Sequence[int], batch_size: int
+) -> tuple[Callable[[int, int], Any], int]:
+    """All rows once an epoch, in an order of each seed's: a stream, and the steps of an epoch.
+
+    A last batch that is smaller stands apart, so that the stream then is a list of two.
+    """
+    epoch = -(-len(rows) // batch_size)
+
+    def stream(first: int, last: int) -> Any:
+        number = first // epoch
+        orders = [np.random.default_rng([seed, number]).permutation(rows) for seed in seeds]
+        start, end = ((step - number * epoch) * batch_size for step in (first, last))
+        parts = _batches(np.stack(orders, axis=1).astype(np.int32)[start:end], batch_size)
+        parts = [part.swapaxes(1, 2) for part in parts]
+        return parts if len(parts) > 1 else parts[0]
+
+    return stream, epoch
+
+
+def held_out_of(arrays: Any, seeds: Sequence[int], batch_size: int) -> tuple[Any, ...]:
+    """Batches ``[seeds, batches, batch_size, ...]`` and, where there are, the rest, uncopied."""
+    leaves: list[Any]
+    tree: Any
+    leaves, tree = jax.tree.flatten(arrays)
+    parts = zip(*(_batches(leaf, batch_size) for leaf in leaves), strict=True)
+    return tuple(
+        tree.unflatten([np.broadcast_to(leaf, (len(seeds), *leaf.shape)) for leaf in part])
+        for part in parts
+    )
+
+
+def _batches(leaf: Any, size: int) -> list[Any]:
+    """``[n, size, ...]`` and ``[1, less, ...]``, or one of the two."""
+    end = len(leaf) // size * size
+    parts = leaf[:end].reshape(-1, size, *leaf.shape[1:]), leaf[None, end:]
+    return [part for part in parts if part.size]

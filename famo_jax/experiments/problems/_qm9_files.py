@@ -9,11 +9,9 @@ Ramakrishnan et al. 2014; Wu et al., MoleculeNet, 2018.
 
 import csv
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from famo_jax.experiments import _files
+from famo_jax.experiments.problems import _cache
 
 Array = npt.NDArray[Any]
 
@@ -146,10 +145,7 @@ def load(source: Source) -> Table:
     Raises:
       OSError: A file is damaged or a foreign one.
     """
-    about = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in source.files]
-    key = hashlib.sha256(repr((source.bonds, about)).encode()).hexdigest()[:16]
-    default = Path.home() / ".cache"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or default, "famo_jax", f"qm9-{key}.npz")
+    cache = _cache.folder() / f"qm9-{_cache.key(source.files, source.bonds)}.npz"
     try:
         with cache.open("rb") as file, np.load(file) as arrays:
             return Table(*(arrays[name] for name in Table._fields))

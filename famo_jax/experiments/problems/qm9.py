@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
-from famo_jax.experiments.problems import _qm9_files
+from famo_jax.experiments.problems import _problem, _qm9_files
 from famo_jax.experiments.problems._problem import Data, Problem, Task, init_params
 
 Array = npt.NDArray[Any]
@@ -232,8 +232,7 @@ class Network(nnx.Module):
 
 def count_parameters(width: int, edge_units: int) -> int:
     """Of the network."""
-    shapes = nnx.eval_shape(lambda: Network(nnx.Rngs(0), width=width, edge_units=edge_units))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
+    return _problem.count_parameters(lambda rngs: Network(rngs, width=width, edge_units=edge_units))
 
 
 def atom_features(molecules: Molecules) -> jax.Array:

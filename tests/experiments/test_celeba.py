@@ -1,0 +1,90 @@
+"""CelebA's losses and F1, and what the paper's figures make of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import famo_jax
+from famo_jax.experiments.problems import celeba
+from famo_jax.experiments.problems._face_files import Faces
+
+# F1 by attribute of FairGrad's authors: github.com/OptMN-Lab/FairGrad, issue 1.
+FAIRGRAD = [
+    *(0.673481, 0.6715126, 0.80895394, 0.59129095, 0.716146, 0.84868795, 0.5293899, 0.6024346),
+    *(0.79252076, 0.8232979, 0.49155608, 0.68601424, 0.6678187, 0.50076723, 0.5353463, 0.9543982),
+    *(0.6991702, 0.6246493, 0.87510586, 0.85260683, 0.9679586, 0.91303086, 0.53938675, 0.44097534),
+    *(0.9698319, 0.30875763, 0.5560105, 0.5475425, 0.5299987, 0.6050991, 0.72113657, 0.9100189),
+    *(0.48792267, 0.6447788, 0.7013081, 0.8596742, 0.92936283, 0.40353844, 0.7261722, 0.9126637),
+]
+
+
+def test_delta_m_of_fairgrads_figures_is_the_papers():
+    higher = [task.higher_is_better for task in celeba.TASKS]
+    found = float(famo_jax.delta_m(jnp.array(FAIRGRAD), jnp.array(celeba.STL), higher))
+    assert found == pytest.approx(0.370, abs=5e-4)
+    assert np.mean(celeba.STL) == pytest.approx(0.6971, abs=5e-5)
+
+
+def test_cross_entropies_are_pytorchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    odds = 3 * rng.normal(size=(7, 5)).astype(np.float32)
+    true = rng.integers(0, 2, (7, 5)).astype(np.uint8)
+    loss = torch.nn.BCELoss(reduction="none")
+    expected = loss(torch.sigmoid(torch.from_numpy(odds)), torch.from_numpy(true).float())
+    np.testing.assert_allclose(
+        celeba.losses_of(jnp.asarray(odds), true), expected.numpy().mean(axis=0), rtol=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def faces():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (11, 64, 64, 3)).astype(np.uint8)
+    return Faces(image, rng.integers(0, 2, (11, 40)).astype(np.uint8))
+
+
+def of(problem, faces, batch_size=4):
+    """Parameters and statistics of a seed, and its F1 on the faces."""
+    params, state = jax.tree.map(lambda leaf: leaf[0], problem.init([0]))
+    held_out = problem.load_data(1, [0], batch_size).test
+    own = jax.tree.map(lambda leaf: leaf[0], held_out)
+    return params, state, jax.jit(problem.metrics)(params, state, own)
+
+
+def test_the_way_over_the_features_is_the_same(faces):
+    problem = celeba.problem(faces, faces, faces, width=4)
+    params, state = jax.tree.map(lambda leaf: leaf[0], problem.init([0]))
+    encode, heads = problem.features
+    z = jax.jit(encode)(params, state, faces, None)
+    assert z.shape == (11, 32)
+    losses = jax.jit(heads)(params, z, state, faces, None)
+    expected, moved = jax.jit(problem.losses)(params, state, faces, None)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(moved), strict=True)
+    assert all(np.abs(own - new).max() > 1e-3 for own, new in pairs)
+
+
+@pytest.mark.parametrize("batch_size", [4, 11])
+def test_f1_by_hand(faces, batch_size, monkeypatch):
+    """Of a network that says what the first pixel says."""
+    monkeypatch.setattr(
+        celeba.Network, "__call__", lambda self, images: 20 * images[:, 0, :40, 0] - 10
+    )
+    problem = celeba.problem(faces, faces, faces, width=4)
+    *_, found = of(problem, faces, batch_size)
+    predicted, true = faces.image[:, 0, :40, 0] / 255 > 0.5, faces.attributes > 0
+    hits = (predicted & true).sum(axis=0)
+    expected = 2 * hits / (predicted.sum(axis=0) + true.sum(axis=0))  # the harmonic mean
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_network_of_one_attribute_tells_nothing_of_the_others(faces):
+    problem = celeba.problem(faces, faces, faces, width=4, task="Smiling")
+    params, state, found = of(problem, faces)
+    assert [task.name for task in problem.tasks] == ["Smiling"]
+    assert np.isfinite(np.asarray(found)).sum() == 1
+    assert np.isfinite(found[celeba._face_files.NAMES.index("Smiling")])
+    losses, _ = jax.jit(problem.losses)(params, state, faces, None)
+    assert losses.shape == (1,)
