@@ -18,9 +18,14 @@ import numpy.typing as npt
 from famo_jax.experiments import _files
 
 Array = npt.NDArray[Any]
+Tell = Callable[[int, int], None]  # of how many rows are written, and of how many
 
 AT_ONCE = 64  # rows that are read before they are written
 DAY = 86_400  # seconds, after which what is unfinished was given up
+
+
+def silent(written: int, count: int) -> None:
+    """Tells nothing."""
 
 
 def folder() -> Path:
@@ -42,11 +47,12 @@ def mapped(
     fields: Sequence[str],
     read: Callable[[int], Sequence[Array]],
     count: int,
+    tell: Tell,
 ) -> list[Array]:
     """One array a field, mapped into memory: row i of all of them is ``read(i)``.
 
     They are written once, and again where ``files`` changed, in whose place they then stand. What
-    is unfinished is never opened.
+    is unfinished is never opened. ``tell`` is called as rows are written.
 
     Raises:
       OSError: There is no place or no room for them. And what ``read`` raises.
@@ -63,7 +69,7 @@ def mapped(
     except OSError as error:
         raise _no_place(place.parent, error) from None
     try:
-        _write(unfinished, fields, _rows(read, count), count)
+        _write(unfinished, fields, _rows(read, count), count, tell)
         _remove_old(place.parent.glob(whose + "*"))
         with suppress(OSError):  # where another process was quicker
             unfinished.rename(place)
@@ -95,7 +101,9 @@ def _rows(read: Callable[[int], Sequence[Array]], count: int) -> Iterator[Sequen
             yield from pool.map(read, range(first, min(first + AT_ONCE, count)))
 
 
-def _write(place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], count: int) -> None:
+def _write(
+    place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], count: int, tell: Tell
+) -> None:
     # By writing, not through a map, where a full disk would end the process; and unbuffered, so
     # that it fails here and not where the files are closed.
     with ExitStack() as stack:
@@ -112,6 +120,7 @@ def _write(place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], 
                         os.fsync(file.fileno())
             except OSError as error:
                 raise _no_place(place.parent, error) from None
+            tell(number + 1, count)
 
 
 def _header(row: Array, count: int) -> bytes:
