@@ -60,7 +60,7 @@ def mapped(
     whose = f"{name}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]}-"
     place = folder() / (whose + key(files))
     try:
-        return _open(place, fields, count)
+        return _open(place, fields)
     except (OSError, ValueError, EOFError):
         pass  # they are not there, or damaged: they are made again
     try:
@@ -75,7 +75,7 @@ def mapped(
             unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return _open(place, fields, count)
+    return _open(place, fields)
 
 
 def _remove_old(places: Iterable[Path]) -> None:
@@ -87,11 +87,8 @@ def _remove_old(places: Iterable[Path]) -> None:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def _open(place: Path, fields: Sequence[str], count: int) -> list[Array]:
-    arrays: list[Array] = [np.load(place / f"{field}.npy", mmap_mode="r") for field in fields]
-    if any(len(array) != count for array in arrays):
-        raise ValueError
-    return arrays
+def _open(place: Path, fields: Sequence[str]) -> list[Array]:
+    return [np.load(place / f"{field}.npy", mmap_mode="r") for field in fields]
 
 
 def _rows(read: Callable[[int], Sequence[Array]], count: int) -> Iterator[Sequence[Array]]:
