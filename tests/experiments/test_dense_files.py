@@ -124,9 +124,12 @@ def test_splits_are_apart(tree, name):
 
 
 def test_what_was_read_is_cached(tree, name, monkeypatch):
-    first = LOAD[name](tree, "val")
+    told = []
+    tell = lambda *numbers: told.append(numbers)
+    first = LOAD[name](tree, "val", tell)
+    assert told == [(done, COUNT) for done in range(1, COUNT + 1)]
     monkeypatch.setattr(files, "_checked", None)
-    for one, other in zip(first, LOAD[name](tree, "val"), strict=True):
+    for one, other in zip(first, LOAD[name](tree, "val", None), strict=True):
         if one is not None:
             np.testing.assert_array_equal(one, other)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from famo_jax.experiments.make import _attributes
 from famo_jax.experiments.make._pen import MARGIN, SCALE, Pen, arc, tone
@@ -96,23 +96,24 @@ def _muted(colour: Array) -> Array:
 
 
 def _out_of_focus(colour: Array, draws: np.random.Generator) -> Image.Image:
+    """What is behind a face, drawn small, as it is all blurred."""
     size = WIDTH + 2 * MARGIN, HEIGHT + 2 * MARGIN
-    pen = Pen(Image.new("RGB", (size[0] * SCALE, size[1] * SCALE), tone(colour, 1)))
+    image = Image.new("RGB", (size[0] // 2, size[1] // 2), tone(colour, 1))
+    pen = ImageDraw.Draw(image, "RGBA")
     for _ in range(6):
-        x, y, wide, bright = draws.uniform([-20, -20, 15, 0.6], [198, 238, 60, 1.4])
-        pen.oval(x, y, wide, wide, tone(colour, bright, 150))
-    # Small, as it is all blurred.
-    return pen.image.resize(size).filter(ImageFilter.GaussianBlur(8)).resize(pen.image.size)
+        x, y, wide, bright = draws.uniform([0, 0, 8, 0.6], [*image.size, 30, 1.4])
+        pen.ellipse((x - wide, y - wide, x + wide, y + wide), fill=tone(colour, bright, 150))
+    large = size[0] * SCALE, size[1] * SCALE
+    return image.filter(ImageFilter.GaussianBlur(4)).resize(large, Image.Resampling.BILINEAR)
 
 
 def _photographed(
     pen: Pen, has: dict[str, bool], shift: Array, turn: float, draws: np.random.Generator
 ) -> Image.Image:
     """Lit from above, turned a little, and with a camera's noise."""
-    image = pen.image.rotate(2.5 * float(np.clip(turn, -2, 2)), Image.Resampling.BILINEAR)
-    left, top = ((MARGIN + np.clip(1.5 * shift, -3, 3)) * SCALE).tolist()
-    box = left, top, left + WIDTH * SCALE, top + HEIGHT * SCALE
-    image = image.resize((WIDTH, HEIGHT), Image.Resampling.BOX, box=box)
+    angle, move = 2.5 * float(np.clip(turn, -2, 2)), np.clip(1.5 * shift, -3, 3).tolist()
+    image = pen.image.reduce(SCALE).rotate(angle, Image.Resampling.BICUBIC, translate=move)
+    image = image.crop((MARGIN, MARGIN, MARGIN + WIDTH, MARGIN + HEIGHT))
     if has["Blurry"]:
         image = image.filter(ImageFilter.GaussianBlur(3.5))
     y, x = np.mgrid[:HEIGHT, :WIDTH]

@@ -46,10 +46,11 @@ def scene(seed: Sequence[int], size: Sequence[int]) -> dict[str, Array]:
     image[hood] = _metal(draws, size)[hood]
     blots = [_rays.waves(np.random.default_rng([*seed, part]), size, 5) for part in (2, 3)]
     strip = np.arange(size[1]) < size[1] // 20
-    missing = (blots[0] > 0.95) | hood | (label == SKY) | strip
+    missing = (blots[0] > 0.95) | hood | strip
     return {
         "image": np.clip(image, 0, 1).astype(np.float32),
         "label_7": np.where(hood | (blots[1] > 0.95), VOID, label).astype(np.float32),
+        # What no ray meets is infinitely far away.
         "depth": np.where(missing, 0, SCALE / whole).astype(np.float32)[..., None],
     }
 

@@ -18,9 +18,14 @@ import numpy.typing as npt
 from famo_jax.experiments import _files
 
 Array = npt.NDArray[Any]
+Tell = Callable[[int, int], None]  # of how many rows are written, and of how many
 
 AT_ONCE = 64  # rows that are read before they are written
 DAY = 86_400  # seconds, after which what is unfinished was given up
+
+
+def silent(written: int, count: int) -> None:
+    """Tells nothing."""
 
 
 def folder() -> Path:
@@ -42,11 +47,12 @@ def mapped(
     fields: Sequence[str],
     read: Callable[[int], Sequence[Array]],
     count: int,
+    tell: Tell,
 ) -> list[Array]:
     """One array a field, mapped into memory: row i of all of them is ``read(i)``.
 
     They are written once, and again where ``files`` changed, in whose place they then stand. What
-    is unfinished is never opened.
+    is unfinished is never opened. ``tell`` is called as rows are written.
 
     Raises:
       OSError: There is no place or no room for them. And what ``read`` raises.
@@ -54,7 +60,7 @@ def mapped(
     whose = f"{name}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]}-"
     place = folder() / (whose + key(files))
     try:
-        return _open(place, fields, count)
+        return _open(place, fields)
     except (OSError, ValueError, EOFError):
         pass  # they are not there, or damaged: they are made again
     try:
@@ -63,13 +69,13 @@ def mapped(
     except OSError as error:
         raise _no_place(place.parent, error) from None
     try:
-        _write(unfinished, fields, _rows(read, count), count)
+        _write(unfinished, fields, _rows(read, count), count, tell)
         _remove_old(place.parent.glob(whose + "*"))
         with suppress(OSError):  # where another process was quicker
             unfinished.rename(place)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return _open(place, fields, count)
+    return _open(place, fields)
 
 
 def _remove_old(places: Iterable[Path]) -> None:
@@ -81,11 +87,8 @@ def _remove_old(places: Iterable[Path]) -> None:
                 shutil.rmtree(place, ignore_errors=True)
 
 
-def _open(place: Path, fields: Sequence[str], count: int) -> list[Array]:
-    arrays: list[Array] = [np.load(place / f"{field}.npy", mmap_mode="r") for field in fields]
-    if any(len(array) != count for array in arrays):
-        raise ValueError
-    return arrays
+def _open(place: Path, fields: Sequence[str]) -> list[Array]:
+    return [np.load(place / f"{field}.npy", mmap_mode="r") for field in fields]
 
 
 def _rows(read: Callable[[int], Sequence[Array]], count: int) -> Iterator[Sequence[Array]]:
@@ -95,7 +98,9 @@ def _rows(read: Callable[[int], Sequence[Array]], count: int) -> Iterator[Sequen
             yield from pool.map(read, range(first, min(first + AT_ONCE, count)))
 
 
-def _write(place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], count: int) -> None:
+def _write(
+    place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], count: int, tell: Tell
+) -> None:
     # By writing, not through a map, where a full disk would end the process; and unbuffered, so
     # that it fails here and not where the files are closed.
     with ExitStack() as stack:
@@ -112,6 +117,7 @@ def _write(place: Path, fields: Sequence[str], rows: Iterator[Sequence[Array]], 
                         os.fsync(file.fileno())
             except OSError as error:
                 raise _no_place(place.parent, error) from None
+            tell(number + 1, count)
 
 
 def _header(row: Array, count: int) -> bytes:

@@ -35,28 +35,34 @@ class Scenes(NamedTuple):
     normal: Any  # [N, H, W, 3], float32, of length 1; (0, 0, 0) is missing; CityScapes': None
 
 
-def load_nyuv2(folder: str | Path, split: str) -> Scenes:
+def load_nyuv2(folder: str | Path, split: str, tell: _cache.Tell = _cache.silent) -> Scenes:
     """``train`` or ``val``, which the field tests on.
+
+    The first call reads minutes long and calls ``tell(read, count)``; later ones take what it left.
 
     Raises:
       OSError: A file is missing, damaged or a foreign one.
     """
     places: Places = {name: (name,) for name in Scenes._fields}
-    return _load("nyuv2", folder, split, places, len(NYUV2_CLASSES))
+    return _load("nyuv2", folder, split, places, len(NYUV2_CLASSES), tell)
 
 
-def load_cityscapes(folder: str | Path, split: str) -> Scenes:
+def load_cityscapes(folder: str | Path, split: str, tell: _cache.Tell = _cache.silent) -> Scenes:
     """``train`` or ``val``, which the field tests on. Labels are those of seven classes.
+
+    The first call reads minutes long and calls ``tell(read, count)``; later ones take what it left.
 
     Raises:
       OSError: A file is missing, damaged or a foreign one.
     """
     # LibMTL's archive calls the same labels by the second name.
     places: Places = {"image": ("image",), "label": ("label_7", "label"), "depth": ("depth",)}
-    return _load("cityscapes", folder, split, places, len(CITYSCAPES_CLASSES))
+    return _load("cityscapes", folder, split, places, len(CITYSCAPES_CLASSES), tell)
 
 
-def _load(name: str, folder: str | Path, split: str, places: Places, num_classes: int) -> Scenes:
+def _load(
+    name: str, folder: str | Path, split: str, places: Places, num_classes: int, tell: _cache.Tell
+) -> Scenes:
     if split not in SPLITS:
         raise ValueError(f"split: expected any of {', '.join(SPLITS)}, got {split!r}")
     root = Path(folder) / split
@@ -85,7 +91,7 @@ def _load(name: str, folder: str | Path, split: str, places: Places, num_classes
 
     every = [path for each in files.values() for path in each]
     image, label, depth, *normal = _cache.mapped(
-        f"{name}-{split}", root, every, list(places), read, count
+        f"{name}-{split}", root, every, list(places), read, count, tell
     )
     return Scenes(image, label, depth, normal[0] if normal else None)
 

@@ -42,8 +42,10 @@ class Faces(NamedTuple):
     attributes: Any  # [N, 40], uint8: 1 where a face has it, in the order of NAMES
 
 
-def load_celeba(folder: str | Path, split: str) -> Faces:
+def load_celeba(folder: str | Path, split: str, tell: _cache.Tell = _cache.silent) -> Faces:
     """``train``, ``val`` or ``test``.
+
+    The first call reads minutes long and calls ``tell(read, count)``; later ones take what it left.
 
     Raises:
       OSError: A file is missing, damaged or a foreign one.
@@ -72,7 +74,7 @@ def load_celeba(folder: str | Path, split: str) -> Faces:
         return read_picture(files[index]), attributes[rows[index]]
 
     every = [found[ATTRIBUTES], found[SPLIT], *files]
-    arrays = _cache.mapped(f"celeba-{split}", root, every, Faces._fields, read, len(rows))
+    arrays = _cache.mapped(f"celeba-{split}", root, every, Faces._fields, read, len(rows), tell)
     return Faces(*arrays)
 
 
