@@ -90,6 +90,7 @@ def run(
     options: argparse.Namespace,
     session: "Session",
     even: bool = False,
+    **of_arms: Any,
 ) -> Runs:
     """Trains every method at all its settings, the same number of each method if ``even``."""
     from famo_jax.experiments import _train
@@ -101,7 +102,7 @@ def run(
     def arm(name: str, data: Any) -> _train.Arm:
         method = METHODS[name]
         settings = settings_of(method, evenly(method, grid) if even else grid)
-        return _train.Arm(name, problem, data, options.steps, method, settings, seeds)
+        return _train.Arm(name, problem, data, options.steps, method, settings, seeds, **of_arms)
 
     def plan() -> _train.Plan:
         data = problem.load_data(options.steps, seeds, options.batch_size)
@@ -117,27 +118,24 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
     names = [task.name for task in tasks]
     higher = np.array([task.higher_is_better for task in tasks])
     delta_m = functools.partial(_statistics.delta_m, higher_is_better=higher)
-    stl_test, on_validation, stl_rates, stl_losses = _single_task(runs, tasks)
-    baseline = stl_test.mean(axis=0)
-    chosen, tests = {"stl": 0}, {"stl": stl_test}
-    for name in [each for each in arms if each != "stl"]:
-        validation = _statistics.finite(runs.arrays[name]["validation"]).mean(axis=1)
-        chosen[name] = _statistics.choose(delta_m(validation, on_validation))
-        tests[name] = _statistics.finite(runs.arrays[name]["test"][chosen[name]])
+    chosen = choices(tasks, runs)
+    tests = {name: of_chosen(runs, chosen, name, "test") for name in arms}
+    baseline = tests["stl"].mean(axis=0)
     by_seed = {name: delta_m(test, baseline) for name, test in tests.items()}
     means = {name: test.mean(axis=0) for name, test in tests.items()}
     ranks = _statistics.mean_ranks(np.stack(list(means.values())), higher)
 
     def figures(name: str, rank: float) -> dict[str, Any]:
-        own, setting = runs.arrays[name], arms[name]["settings"][chosen[name]]
+        own, settings = runs.arrays[name], [arms[name]["settings"][at] for at in chosen[name]]
+        first, setting = chosen[name][0], settings[0]
         changes = _statistics.changes(means[name], baseline, higher)
         found: dict[str, Any] = {
             "test": dict(zip(names, means[name], strict=True)) if len(names) <= FEW else {},
             "change": dict(zip(names, changes, strict=True)),
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": rank,
-            "learning_rate": [setting["learning_rate"]],
-            "edges": _statistics.edges([setting], options),
+            "learning_rate": [each["learning_rate"] for each in settings],
+            "edges": _statistics.edges(settings, options),
             "against": {
                 other: _statistics.estimate(by_seed[name] - by_seed[other])
                 for other in opponents(name)
@@ -145,19 +143,17 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
             },
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
-            "losses": own["losses"][chosen[name]].mean(axis=0),
+            "losses": own["losses"][first].mean(axis=0),
         }
-        networks = 1
-        if name == "stl":  # it steps K networks where the others step one
-            edges = _statistics.edges([{"learning_rate": rate} for rate in stl_rates], options)
-            found |= {"learning_rate": stl_rates, "edges": edges, "losses": stl_losses}
-            networks = len(tasks)
+        networks = len(settings)  # single-task learning steps K where the others step one
+        if name == "stl":
+            found["losses"] = own["losses"][chosen[name]].mean(axis=1)[..., 0].T
         if "ls" in times:
             found["step_relative_to_ls"] = networks * times[name]["median"] / times["ls"]["median"]
         if METHODS[name].has_logits:
-            ranges = own["logit_range"][chosen[name]].mean(axis=0)
+            ranges = own["logit_range"][first].mean(axis=0)
             found["logit_range"] = dict(zip(("end", "most", "mean"), ranges, strict=True))
-            found["task_weights"] = own["task_weights"][chosen[name]].mean(axis=0)
+            found["task_weights"] = own["task_weights"][first].mean(axis=0)
         return found | {key: setting[key] for key in OWN if key in setting}
 
     by_name = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
@@ -169,24 +165,32 @@ def summarize(tasks: Sequence[Task], runs: Runs) -> dict[str, Any]:
     }
 
 
-def _single_task(runs: Runs, tasks: Sequence[Task]) -> tuple[Array, Array, list[float], Array]:
-    """Of single-task learning each task at the rate that is best for its own metric.
+def choices(tasks: Sequence[Task], runs: Runs) -> dict[str, list[int]]:
+    """The setting of each method that validation chooses; of single-task learning one a task.
 
-    Returns:
-      The metrics on test ``[seeds, K]`` and, mean over seeds, on validation ``[K]``, the rates, and
-      the losses ``[points, K]``.
+    That is what is best for the task's own metric.
     """
-    own, k, rates = runs.arrays["stl"], len(tasks), runs.facts["settings"]["learning_rate"]
-    each = np.arange(k)
-    validation, test = (  # [K, rates, seeds]
-        _statistics.finite(own[split]).reshape(k, len(rates), -1, k)[each, :, :, each]
-        for split in ("validation", "test")
-    )
-    signs = np.array([-1 if task.higher_is_better else 1 for task in tasks])[:, None]
-    best = list(map(_statistics.choose, signs * validation.mean(axis=-1)))
-    losses = own["losses"].reshape(k, len(rates), *own["losses"].shape[1:-1])[each, best]
-    means = validation[each, best].mean(axis=-1)
-    return test[each, best].T, means, [rates[index] for index in best], losses.mean(axis=1).T
+    k, chosen = len(tasks), {}
+    higher = np.array([task.higher_is_better for task in tasks])
+    means = {
+        name: _statistics.finite(own["validation"]).mean(axis=1)
+        for name, own in runs.arrays.items()
+    }
+    single = means["stl"].reshape(k, -1, k)  # [K, rates, K]: tasks are the slower of its settings
+    best = [
+        _statistics.choose(np.where(higher[task], -1, 1) * single[task, :, task])
+        for task in range(k)
+    ]
+    baseline = np.array([single[task, rate, task] for task, rate in enumerate(best)])
+    for name, validation in means.items():
+        chosen[name] = [_statistics.choose(_statistics.delta_m(validation, baseline, higher))]
+    return chosen | {"stl": [task * single.shape[1] + rate for task, rate in enumerate(best)]}
+
+
+def of_chosen(runs: Runs, chosen: Mapping[str, Sequence[int]], name: str, field: str) -> Array:
+    """What a method's chosen setting has brought: of each seed and task, ``[seeds, K]``."""
+    found = _statistics.finite(runs.arrays[name][field][chosen[name]])
+    return np.diagonal(found, axis1=0, axis2=2) if len(found) > 1 else found[0]
 
 
 def opponents(name: str) -> tuple[str, ...]:
@@ -246,14 +250,14 @@ _COLUMNS: dict[str, Callable[[str], str]] = {
 }
 
 
-def differences(forms: Mapping[str, Any]) -> Any:
+def differences(forms: Mapping[str, Any], of: str = "Δm", key: str = "against") -> Any:
     """Of the forms of FAMO from their controls, from one another and from learned uncertainties."""
     cells = {
-        label: [each["against"].get(other(name)) for name, each in forms.items()]
+        label: [each[key].get(other(name)) for name, each in forms.items()]
         for label, other in _COLUMNS.items()
     }
     columns = {f"- {label}": found for label, found in cells.items() if any(found)}
-    table = _tables.new("Differences of Δm, paired by seed: mean±95%", ["method"], columns)
+    table = _tables.new(f"Differences of {of}, paired by seed: mean±95%", ["method"], columns)
     for name, *row in zip(forms, *columns.values(), strict=True):
         table.add_row(name, *map(_tables.with_interval, row))
     return table

@@ -4,6 +4,7 @@ Tables and pictures are made from these two alone.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import io
@@ -13,9 +14,9 @@ import os
 import platform
 import re
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -138,6 +139,30 @@ def write_json(path: Path, content: Any) -> None:
     # What holds no further lists takes one line.
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda flat: " ".join(flat[0].split()), text)
     write_bytes(path, (text + "\n").encode())
+
+
+T = TypeVar("T", bound=tuple[Array, ...])
+
+
+def cached(name: str, kind: type[T], make: Callable[[], T]) -> T:
+    """A named tuple of arrays, as an earlier call left it in the user's cache, or made and kept.
+
+    What is damaged there is made again, and so it is the next time where it cannot be kept.
+    """
+    fields: Sequence[str] = kind._fields  # type: ignore[attr-defined]
+    default = Path.home() / ".cache"
+    path = Path(os.environ.get("XDG_CACHE_HOME") or default, "famo_jax", f"{name}.npz")
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return kind(*(arrays[field] for field in fields))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        pass
+    made, buffer = make(), io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **dict(zip(fields, made, strict=True)))
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, buffer.getvalue())
+    return made
 
 
 def without(content: Any, keys: Collection[str]) -> Any:

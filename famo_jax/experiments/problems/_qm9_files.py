@@ -12,9 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
-import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,23 +145,13 @@ def load(source: Source) -> Table:
     """
     about = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in source.files]
     key = hashlib.sha256(repr((source.bonds, about)).encode()).hexdigest()[:16]
-    default = Path.home() / ".cache"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or default, "famo_jax", f"qm9-{key}.npz")
-    try:
-        with cache.open("rb") as file, np.load(file) as arrays:
-            return Table(*(arrays[name] for name in Table._fields))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        pass  # it is not there, or damaged: it is made again
-    table = stack(read_package(source.files) if source.name.startswith(PACKAGE)
-                  else read_official(*source.files))  # fmt: skip
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **table._asdict())
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_bytes(cache, buffer.getvalue())
-    except OSError:
-        pass  # it is read again the next time
-    return table
+
+    def read() -> Table:
+        if source.name.startswith(PACKAGE):
+            return stack(read_package(source.files))
+        return stack(read_official(*source.files))
+
+    return _files.cached(f"qm9-{key}", Table, read)
 
 
 def stack(molecules: Iterator[Molecule]) -> Table:

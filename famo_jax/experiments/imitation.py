@@ -1,0 +1,246 @@
+"""Methods on ten robots that imitate experts: ``python -m famo_jax.experiments.imitation``.
+
+The problem is that of :mod:`famo_jax.experiments.problems.robots` (extra ``metaworld``), and how
+methods are trained, chosen on validation and compared on the test stands in ``_comparison``. What
+was chosen is then rolled out: its success on goals that no demonstration has shown.
+"""
+
+import argparse
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from famo_jax.experiments import _command, _comparison, _plots, _statistics, _tables
+from famo_jax.experiments._files import Array, Runs
+from famo_jax.experiments._methods import METHODS, described
+from famo_jax.experiments._study import Option, Study, Summary
+from famo_jax.experiments.problems import _metaworld
+
+if TYPE_CHECKING:
+    from famo_jax.experiments._train import Session
+    from famo_jax.experiments.problems import robots
+
+FAMO = "famo-ema-no-c"  # the recommended form
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses batches that memory would not hold, and more goals than there are."""
+    rows = options.batch_size * len(options.tasks)
+    _comparison.check_rows(parser, options.steps * options.seeds * rows)
+    for name in ("demonstrations", "goals"):
+        value = getattr(options, name)
+        if value > _metaworld.GOALS:
+            parser.error(f"argument --{name}: expected at most {_metaworld.GOALS}, got {value}")
+    options.methods = [name for name in METHODS if name in {"stl", *options.methods}]
+
+
+# --- The run --------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, session: "Session") -> Runs:
+    """Records demonstrations, trains every method, and rolls out what validation chose."""
+    from famo_jax.experiments.problems import robots
+
+    _metaworld.require()
+    tell = session.row("demonstrations")
+    tell("reading")
+    shown = robots.demonstrate(options.tasks, options.demonstrations, tell)
+    tell("done")
+    problem = robots.problem(options.tasks, shown)
+    facts = lambda: {
+        "demonstrations": dict(zip(options.tasks, shown.lengths[0].sum(axis=-1), strict=True)),
+        "shown": dict(zip(options.tasks, shown.success[0].mean(axis=-1), strict=True)),
+        "expert": dict(zip(options.tasks, shown.expert.mean(axis=-1), strict=True)),
+    }
+    runs = _comparison.run(problem, facts, options, session, keeps_params=True)
+    return rolled_out(runs, options, session, robots.scale_of(shown))
+
+
+class Network(NamedTuple):
+    """One that is rolled out: where it stands in the arrays of its method."""
+
+    method: str
+    setting: int
+    seed: int
+    task: int
+
+
+def chosen_networks(runs: Runs, names: list[str]) -> Iterator[Network]:
+    """For each method, seed and task; of single-task learning the task's own."""
+    from famo_jax.experiments.problems import robots
+
+    for name, settings in _comparison.choices(robots.tasks_of(names), runs).items():
+        for seed in range(runs.arrays[name]["params"].shape[1]):
+            for task in range(len(names)):
+                yield Network(name, settings[task % len(settings)], seed, task)
+
+
+def rolled_out(
+    runs: Runs, options: argparse.Namespace, session: "Session", scale: "robots.Scale"
+) -> Runs:
+    """With success in place of parameters: ``[settings, seeds, K]``, NaN where none was tried."""
+    from famo_jax.experiments.problems import robots
+
+    networks, k = list(chosen_networks(runs, options.tasks)), len(options.tasks)
+    success = {
+        name: np.full((*own["params"].shape[:2], k), np.nan, np.float32)
+        for name, own in runs.arrays.items()
+    }
+    tell = session.row("success")
+    tell("rolling out")
+    with _metaworld.processes() as pool:
+        jobs = [
+            pool.submit(
+                _metaworld.roll_out,
+                options.tasks[task],
+                robots.SPLITS[-1],
+                options.goals,
+                robots.layers_of(runs.arrays[name]["params"][setting, seed], k, task, scale),
+            )
+            for name, setting, seed, task in networks
+        ]
+        for index, (network, job) in enumerate(zip(networks, jobs, strict=True)):
+            success[network.method][network[1:]] = np.mean(job.result())
+            tell(f"{index + 1} of {len(jobs)} networks")
+    tell("done")
+    arrays = {
+        name: {key: own[key] for key in own if key != "params"} | {"success": success[name]}
+        for name, own in runs.arrays.items()
+    }
+    return runs._replace(arrays=arrays)
+
+
+# --- What came of it ------------------------------------------------------------------------------
+
+
+def summarize(runs: Runs) -> dict[str, Any]:
+    """That of a comparison, and success in percent, by task and on average."""
+    from famo_jax.experiments.problems import robots
+
+    names = runs.facts["settings"]["tasks"]
+    tasks = robots.tasks_of(names)
+    summary = _comparison.summarize(tasks, runs)
+    chosen = _comparison.choices(tasks, runs)
+    by_task = {
+        name: 100 * _comparison.of_chosen(runs, chosen, name, "success")
+        for name in summary["methods"]
+    }
+    by_seed = {name: each.mean(axis=1) for name, each in by_task.items()}
+    for name, figures in summary["methods"].items():
+        figures["success_by_task"] = dict(zip(names, by_task[name].mean(axis=0), strict=True))
+        figures["success"] = _statistics.estimate(by_seed[name])
+        figures["success_by_seed"] = by_seed[name]
+        figures["success_against"] = {
+            other: _statistics.estimate(by_seed[name] - by_seed[other])
+            for other in figures["against"]
+        }
+    settings = runs.facts["settings"]
+    return summary | {"goals": settings["goals"], "episodes": settings["demonstrations"]}
+
+
+def tables(summary: Summary) -> list[Any]:
+    """Errors as in a comparison; then success."""
+    problem, methods = summary["problem"], summary["methods"]
+    names = list(problem["expert"])
+    table = _tables.new(
+        f"Success (%) on {summary['goals']} unseen goals a task",
+        ["method"],
+        [*(_metaworld.TASKS[name] for name in names), "mean\n± s.e."],
+    )
+    for name, each in methods.items():
+        cells = (f"{each['success_by_task'][task]:.0f}" for task in names)
+        table.add_row(name, *cells, _tables.with_error(each["success"], space=""))
+    expert = [100 * value for value in problem["expert"].values()]
+    table.add_row("expert", *(f"{value:.0f}" for value in expert), f"{np.mean(expert):.1f}")
+    rows = list(problem["demonstrations"].values())
+    shown = [100 * value for value in problem["shown"].values()]
+    told = (
+        f"{summary['episodes']} demonstrations a task, {min(rows):,} to {max(rows):,} steps, of "
+        f"which {min(shown):.0f} to {max(shown):.0f}% succeed under the noise."
+    )
+    forms = {name: each for name, each in methods.items() if METHODS[name].control}
+    parts = [*_comparison.tables(summary), table, told]
+    if forms:
+        parts.append(_comparison.differences(forms, "success (points)", "success_against"))
+    return parts
+
+
+def draw(summary: Summary) -> Any:
+    """Errors by task and FAMO's weights; below them delta m and success of every method."""
+    from matplotlib import colormaps
+
+    methods = summary["methods"]
+    names = [task["name"] for task in summary["tasks"]]
+    figure: Any
+    with _plots.picture(height=6.6) as figure:
+        (left, right), (below, success) = figure.subplots(2, 2, height_ratios=(1, 1.1))
+        _draw_changes(left, methods, names)
+        if FAMO in methods:
+            curves = np.array(methods[FAMO]["task_weights"])
+            colours = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+            series = dict(zip(names, zip(curves.T, colours, strict=True), strict=True))
+            _plots.lines(right, _statistics.middles(summary["steps"], len(curves)), series)
+        right.set(title=f"task weights of {FAMO}", xlabel="step")
+        _comparison.draw_delta_m(below, summary)
+        rows = {
+            name: (each["success"], METHODS[name].colour, each["success_by_seed"])
+            for name, each in methods.items()
+        }
+        _plots.estimates(success, rows, "%: mean, 95%, each seed")
+        success.axvline(100 * np.mean(list(summary["problem"]["expert"].values())), color="black",
+                        linewidth=0.8)  # fmt: skip
+        success.set_title("success on unseen goals (line: the expert)")
+    return figure
+
+
+def _draw_changes(axes: Any, methods: Mapping[str, Any], names: list[str]) -> None:
+    """Of each task's error over single-task networks'."""
+    places: Array = np.arange(len(names))
+    for name in _comparison.SHOWN:
+        if name in methods:
+            changes = list(methods[name]["change"].values())
+            axes.plot(changes, places, "o", color=METHODS[name].colour, markersize=4, alpha=0.85,
+                      label=name)  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.legend(loc="best")
+    axes.set_xlabel("change (%)")
+    axes.set_title("held-out error over single-task networks'")
+
+
+EVERY = list(_metaworld.TASKS)
+OPTIONS = {
+    "methods": _command.methods_option(list(METHODS), "; stl, the baseline, is always run"),
+    "tasks": Option(
+        _command.one_of(EVERY), f"robots, of {', '.join(EVERY)}", several=True, metavar="TASK"
+    ),
+    "batch_size": Option(_command.positive_int, "rows of each task in a step"),
+    "demonstrations": Option(_command.positive_int, "episodes of each task that experts show"),
+    "goals": Option(_command.positive_int, "unseen goals of each task to roll out on"),
+}
+STUDY = Study(
+    name="imitation",
+    title="Multi-task methods on ten robots that imitate experts (Meta-World)",
+    seconds=1500,
+    full=f"--tasks {' '.join(EVERY)} --demonstrations 50 --goals 50 --steps 2500 --seeds 5 "
+    "--first-seed 0 --batch-size 32 --learning-rate 1e-3 3e-3 1e-2 --gamma 0 1e-3 1e-2 "
+    f"--methods stl ls si frozen first-loss uw nash-mtl {_comparison.FORMS}",
+    quick="--demonstrations 5 --goals 2 --steps 300 --tasks reach drawer-close window-open "
+    + _comparison.QUICK,
+    run=run,
+    summarize=summarize,
+    tables=tables,
+    pictures={"imitation.png": draw},
+    options=OPTIONS,
+    curves=frozenset({"losses", "task_weights", "test_by_seed", "success_by_seed"}),
+    epilog=described(METHODS),
+    check=check,
+)
+main = functools.partial(_command.main, STUDY)
+
+if __name__ == "__main__":
+    main()
