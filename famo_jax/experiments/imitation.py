@@ -227,7 +227,7 @@ STUDY = Study(
     title="Multi-task methods on ten robots that imitate experts (Meta-World)",
     seconds=1500,
     full=f"--tasks {' '.join(EVERY)} --demonstrations 50 --goals 50 --steps 2500 --seeds 5 "
-    "--first-seed 0 --batch-size 32 --learning-rate 1e-3 3e-3 1e-2 --gamma 0 1e-3 1e-2 "
+    "--first-seed 0 --batch-size 32 --learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 1e-2 "
     f"--methods stl ls si frozen first-loss uw nash-mtl {_comparison.FORMS}",
     quick="--demonstrations 5 --goals 2 --steps 300 --tasks reach drawer-close window-open "
     + _comparison.QUICK,

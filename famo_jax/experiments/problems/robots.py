@@ -158,8 +158,9 @@ def problem(names: Sequence[str], shown: Demonstrations) -> Problem:
         return jnp.mean((_problem.apply(make, params, batch.inputs) - batch.actions) ** 2, (-2, -1))
 
     def one(task: int) -> Callable[..., jax.Array]:
-        own = lambda batch: jax.tree.map(lambda leaf: leaf[task], batch)
-        return lambda params, state, batch, key: errors(params, own(batch))
+        return lambda params, state, batch, key: errors(
+            params, Batch(batch.inputs[task], batch.actions[task])
+        )
 
     found = _problem.of_network(
         make, tasks_of(names), load_data, errors, lambda *own: jnp.sqrt(errors(*own))
