@@ -48,6 +48,7 @@ class Arm(NamedTuple):
     # Beside each other where their networks fit into a cache together, else one after the other.
     settings_at_once: bool = True
     seeds_at_once: bool = True
+    keeps_params: bool = False  # whether what is trained is among the arrays
     halved: bool = False  # the second half of a batch's rows is not for the step: see "fresh"
     # (batch, fresh rows, carries before and after the step, losses) -> what to record besides.
     probe: Callable[[Any, Any, "Carry", "Carry", jax.Array], Any] | None = None
@@ -213,7 +214,7 @@ def train(
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: the metrics ``validation`` and ``test``, the
       curves ``losses`` and ``task_weights``, thinned, the ``logit_range`` at the end, at most and
-      on average, and what was probed.
+      on average, what was probed, and ``params`` where they are kept.
     """
     begin, advance, finish = map(jax.jit, over_all(arm))
     settings = stacked(arm.settings)
@@ -238,7 +239,12 @@ def train(
             save(last, (carry, trace))
         tell(f"{last} steps" + (" saved" if save else ""))
     validation, test = finish(carry, arm.data.validation, arm.data.test)
-    return _arrays(arm, trace, validation, test)
+    arrays = _arrays(arm, trace, validation, test)
+    if arm.keeps_params:  # [settings, seeds, P], the leaves one after another
+        shape = len(arm.settings), len(arm.seeds), -1
+        leaves = [np.reshape(leaf, shape) for leaf in jax.tree.leaves(carry.params)]
+        arrays["params"] = np.concatenate(leaves, axis=-1)
+    return arrays
 
 
 def _arrays(arm: Arm, trace: Trace, validation: Any, test: Any) -> dict[str, Array]:

@@ -108,6 +108,14 @@ OPTIONS = {
         ("--runs nowhere", "--runs: expected nowhere/digits.json, which python -m famo_jax.exp"),
         ("--studies toy", "--studies: expected any of digits, regression"),
     ],
+    "imitation": [
+        ("--tasks reach fly", "--tasks: expected any of reach, push, pick-place"),
+        ("--tasks reach reach", "--tasks: expected each value once, got reach twice"),
+        ("--goals 51", "--goals: expected at most 50, got 51"),
+        ("--demonstrations 51", "--demonstrations: expected at most 50, got 51"),
+        ("--steps 100000", "--steps: expected steps x seeds x batch size of at most"),
+        ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
+    ],
     "pinn": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
         ("--seeds 1.5", "--seeds: expected a positive integer, got '1.5'"),

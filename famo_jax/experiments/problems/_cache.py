@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from famo_jax.experiments import _files
 
 Array = npt.NDArray[Any]
+T = TypeVar("T", bound=tuple[Array, ...])
 Tell = Callable[[int, int], None]  # of how many rows are written, and of how many
 
 AT_ONCE = 64  # rows that are read before they are written
@@ -38,6 +40,26 @@ def key(files: Sequence[Path], *more: Any) -> str:
     about = [[path.name, stat.st_size, stat.st_mtime_ns]
              for path, stat in ((path, path.stat()) for path in files)]  # fmt: skip
     return hashlib.sha256(repr((*more, about)).encode()).hexdigest()[:16]
+
+
+def cached(name: str, kind: type[T], make: Callable[[], T]) -> T:
+    """A named tuple of arrays, as an earlier call left it in the user's cache, or made and kept.
+
+    What is damaged there is made again, and so it is the next time where it cannot be kept.
+    """
+    fields: Sequence[str] = kind._fields  # type: ignore[attr-defined]
+    path = folder() / f"{name}.npz"
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return kind(*(arrays[field] for field in fields))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        pass
+    made, buffer = make(), io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **dict(zip(fields, made, strict=True)))
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _files.write_bytes(path, buffer.getvalue())
+    return made
 
 
 def mapped(

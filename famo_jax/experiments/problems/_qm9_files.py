@@ -11,8 +11,6 @@ import csv
 import functools
 import importlib.metadata
 import importlib.util
-import io
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from famo_jax.experiments import _files
 from famo_jax.experiments.problems import _cache
 
 Array = npt.NDArray[Any]
@@ -145,22 +142,14 @@ def load(source: Source) -> Table:
     Raises:
       OSError: A file is damaged or a foreign one.
     """
-    cache = _cache.folder() / f"qm9-{_cache.key(source.files, source.bonds)}.npz"
-    try:
-        with cache.open("rb") as file, np.load(file) as arrays:
-            return Table(*(arrays[name] for name in Table._fields))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        pass  # it is not there, or damaged: it is made again
-    table = stack(read_package(source.files) if source.name.startswith(PACKAGE)
-                  else read_official(*source.files))  # fmt: skip
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **table._asdict())
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        _files.write_bytes(cache, buffer.getvalue())
-    except OSError:
-        pass  # it is read again the next time
-    return table
+
+    def read() -> Table:
+        if source.name.startswith(PACKAGE):
+            return stack(read_package(source.files))
+        return stack(read_official(*source.files))
+
+    key = _cache.key(source.files, source.bonds)
+    return _cache.cached(f"qm9-{key}", Table, read)
 
 
 def stack(molecules: Iterator[Molecule]) -> Table:

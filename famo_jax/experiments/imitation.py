@@ -1,0 +1,221 @@
+"""Methods on ten robots that imitate experts: ``python -m famo_jax.experiments.imitation``.
+
+The problem is that of :mod:`famo_jax.experiments.problems.robots` (extra ``metaworld``), and how
+methods are trained, chosen on validation and compared on the test stands in ``_comparison``. What
+was chosen is then rolled out: its success on goals that no demonstration has shown.
+"""
+
+import argparse
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from famo_jax.experiments import _command, _comparison, _plots, _statistics, _tables
+from famo_jax.experiments._files import Array, Runs
+from famo_jax.experiments._methods import METHODS, described
+from famo_jax.experiments._study import Option, Study, Summary
+from famo_jax.experiments.problems import _metaworld
+
+if TYPE_CHECKING:
+    from famo_jax.experiments._train import Session
+    from famo_jax.experiments.problems import robots
+
+FAMO = "famo-ema-no-c"  # the recommended form
+COLUMN = "robots"
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses batches that memory would not hold, and more goals than there are."""
+    rows = options.batch_size * len(options.tasks)
+    _comparison.check_rows(parser, options.steps * options.seeds * rows)
+    for name in ("demonstrations", "goals"):
+        value = getattr(options, name)
+        if value > _metaworld.GOALS:
+            parser.error(f"argument --{name}: expected at most {_metaworld.GOALS}, got {value}")
+    _comparison.check(parser, options)
+
+
+# --- The run --------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace, session: "Session") -> Runs:
+    """Records demonstrations, trains every method, and rolls out what validation chose."""
+    from famo_jax.experiments.problems import robots
+
+    _metaworld.require()
+    tell = session.row("demonstrations")
+    tell("reading")
+    shown = robots.demonstrate(options.tasks, options.demonstrations, tell)
+    tell("done")
+    problem = robots.problem(options.tasks, shown)
+    facts = lambda: {
+        "demonstrations": dict(zip(options.tasks, shown.lengths[0].sum(axis=-1), strict=True)),
+        "shown": dict(zip(options.tasks, shown.success[0].mean(axis=-1), strict=True)),
+        "expert": dict(zip(options.tasks, shown.expert.mean(axis=-1), strict=True)),
+    }
+    runs = _comparison.run({COLUMN: problem}, facts, options, session, keeps_params=True)
+    return rolled_out(runs, options, session, robots.scale_of(shown))
+
+
+def rolled_out(
+    runs: Runs, options: argparse.Namespace, session: "Session", scale: "robots.Scale"
+) -> Runs:
+    """With success of what validation chose, ``[seeds, K]``, in place of its parameters."""
+    from famo_jax.experiments.problems import robots
+
+    k, jobs = len(options.tasks), {}
+    tell = session.row("success")
+    tell("rolling out")
+    with _metaworld.processes() as pool:
+        for name, own in runs.arrays.items():
+            for seed, task in np.ndindex(own.get("params", np.empty((1, 0))).shape[1], k):
+                # Of single-task learning the task's own.
+                params = own["params"][task % len(own["params"]), seed]
+                layers = robots.layers_of(params, k, task, scale)
+                goals = options.tasks[task], robots.SPLITS[-1], options.goals
+                jobs[name, seed, task] = pool.submit(_metaworld.roll_out, *goals, layers)
+        success = {}
+        for index, (network, job) in enumerate(jobs.items()):
+            success[network] = np.mean(job.result())
+            tell(f"{index + 1} of {len(jobs)} networks")
+    tell("done")
+    arrays = {}
+    for name, own in runs.arrays.items():
+        arrays[name] = {key: each for key, each in own.items() if key != "params"}
+        if "params" in own:
+            shape = own["params"].shape[1], k
+            found = [success[name, seed, task] for seed, task in np.ndindex(shape)]
+            arrays[name]["success"] = np.reshape(found, shape).astype(np.float32)
+    return runs._replace(arrays=arrays)
+
+
+# --- What came of it ------------------------------------------------------------------------------
+
+
+def summarize(runs: Runs) -> dict[str, Any]:
+    """That of a comparison, and success in percent, by task and on average."""
+    from famo_jax.experiments.problems import robots
+
+    settings = runs.facts["settings"]
+    names = settings["tasks"]
+    summary = _comparison.summarize({COLUMN: robots.named(names)}, runs)
+    column = summary["columns"][COLUMN]
+    by_task = {
+        name: 100 * _statistics.finite(runs.arrays[f"{COLUMN} {name}"]["success"])
+        for name in column["methods"]
+    }
+    by_seed = {name: each.mean(axis=1) for name, each in by_task.items()}
+    for name, figures in column["methods"].items():
+        figures["success_by_task"] = dict(zip(names, by_task[name].mean(axis=0), strict=True))
+        figures["success"] = _statistics.estimate(by_seed[name])
+        figures["success_by_seed"] = by_seed[name]
+        if "gain" in figures:
+            difference = by_seed[name] - by_seed[column["fixed"]]
+            figures["success_gain"] = _statistics.difference(difference)
+    return summary | {"goals": settings["goals"], "episodes": settings["demonstrations"]}
+
+
+def tables(summary: Summary) -> list[Any]:
+    """Errors as in a comparison; then success."""
+    problem, methods = summary["problem"], summary["columns"][COLUMN]["methods"]
+    names = list(problem["expert"])
+    table = _tables.new(
+        f"Success (%) on {summary['goals']} unseen goals a task",
+        ["method"],
+        [*(_metaworld.TASKS[name] for name in names), "mean\n± s.e.", "\n- fixed"],
+    )
+    for name, each in methods.items():
+        cells = (f"{each['success_by_task'][task]:.0f}" for task in names)
+        gain = _tables.with_interval(each.get("success_gain"))
+        table.add_row(name, *cells, _tables.with_error(each["success"], space=""), gain)
+    expert = [100 * value for value in problem["expert"].values()]
+    table.add_row("expert", *(f"{value:.0f}" for value in expert), f"{np.mean(expert):.1f}", "")
+    rows = list(problem["demonstrations"].values())
+    shown = [100 * value for value in problem["shown"].values()]
+    told = (
+        f"{summary['episodes']} demonstrations a task, {min(rows):,} to {max(rows):,} steps, of "
+        f"which {min(shown):.0f} to {max(shown):.0f}% succeed under the noise."
+    )
+    return [*_comparison.tables(summary), table, told]
+
+
+def draw(summary: Summary) -> Any:
+    """Errors by task and FAMO's weights; below them delta m and success of every method."""
+    from matplotlib import colormaps
+
+    column = summary["columns"][COLUMN]
+    methods = column["methods"]
+    names = [task["name"] for task in column["tasks"]]
+    figure: Any
+    with _plots.picture(height=6.6) as figure:
+        (left, right), (below, success) = figure.subplots(2, 2, height_ratios=(1, 1.1))
+        _draw_changes(left, methods, names)
+        if FAMO in methods:
+            curves = np.array(methods[FAMO]["task_weights"])
+            colours = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+            series = dict(zip(names, zip(curves.T, colours, strict=True), strict=True))
+            _plots.lines(right, _statistics.middles(summary["steps"], len(curves)), series)
+        right.set(title=f"task weights of {FAMO}", xlabel="step")
+        _comparison.draw_delta_m(below, methods)
+        rows = {
+            name: (each["success"], METHODS[name].colour, each["success_by_seed"])
+            for name, each in methods.items()
+        }
+        _plots.estimates(success, rows, "%: mean, 95%, each seed")
+        success.axvline(100 * np.mean(list(summary["problem"]["expert"].values())), color="black",
+                        linewidth=0.8)  # fmt: skip
+        success.set_title("success on unseen goals (line: the expert)")
+    return figure
+
+
+def _draw_changes(axes: Any, methods: Mapping[str, Any], names: list[str]) -> None:
+    """Of each task's error over single-task networks'."""
+    places: Array = np.arange(len(names))
+    for name in _comparison.SHOWN:
+        if name in methods:
+            changes = list(methods[name]["change"].values())
+            axes.plot(changes, places, "o", color=METHODS[name].colour, markersize=4, alpha=0.85,
+                      label=name)  # fmt: skip
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.legend(loc="best")
+    axes.set_xlabel("change (%)")
+    axes.set_title("held-out error over single-task networks'")
+
+
+EVERY = list(_metaworld.TASKS)
+OPTIONS = {
+    "methods": _command.methods_option(["all", *METHODS], "; stl, the baseline, is always run"),
+    "tasks": Option(
+        _command.one_of(EVERY), f"robots, of {', '.join(EVERY)}", several=True, metavar="TASK"
+    ),
+    "batch_size": Option(_command.positive_int, "rows of each task in a step"),
+    "demonstrations": Option(_command.positive_int, "episodes of each task that experts show"),
+    "goals": Option(_command.positive_int, "unseen goals of each task to roll out on"),
+}
+STUDY = Study(
+    name="imitation",
+    title="Multi-task methods on ten robots that imitate experts (Meta-World)",
+    seconds=1500,
+    full=f"--tasks {' '.join(EVERY)} --demonstrations 50 --goals 50 --steps 2500 --seeds 5 "
+    "--tuning-seeds 2 --first-seed 0 --batch-size 32 --learning-rate 3e-3 1e-2 3e-2 "
+    f"--gamma 0 1e-3 1e-2 {_comparison.GRID}",
+    quick="--demonstrations 5 --goals 2 --steps 300 --tasks reach drawer-close window-open "
+    + _comparison.QUICK,
+    run=run,
+    summarize=summarize,
+    tables=tables,
+    pictures={"imitation.png": draw},
+    options=OPTIONS,
+    curves=_comparison.CURVES,
+    epilog=described(METHODS),
+    check=check,
+)
+main = functools.partial(_command.main, STUDY)
+
+if __name__ == "__main__":
+    main()

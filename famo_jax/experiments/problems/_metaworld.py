@@ -1,0 +1,171 @@
+"""Meta-World's robots: environments and scripted experts, in processes of their own.
+
+The simulator (Yu et al. 2020; package ``metaworld``, extra of the same name) is imported by these
+processes alone. Each makes an environment when it is first asked for and keeps it. An episode ends
+with its first success, or after ``HORIZON`` steps. Goals, with where the objects lie, are
+Meta-World's own, 50 of a seed, and the policy sees them.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+PACKAGE = "metaworld"
+# Of MT10, in its order, with what a narrow table calls them.
+TASKS = {
+    "reach": "reach",
+    "push": "push",
+    "pick-place": "pick",
+    "door-open": "door",
+    "drawer-open": "draw\nopen",
+    "drawer-close": "draw\nshut",
+    "button-press-topdown": "butt",
+    "peg-insert-side": "peg",
+    "window-open": "wind\nopen",
+    "window-close": "wind\nshut",
+}
+OBSERVATION, ACTION = 39, 4
+GOALS = 50  # that Meta-World draws of a seed
+HORIZON = 200  # steps. The experts need about 80, and more than 150 where they have to try again
+
+
+def require() -> None:
+    """Refuses to go on without the simulator.
+
+    Raises:
+      OSError: It is not installed.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise OSError(
+            f'{PACKAGE} is not installed: pip install "famo_jax[{PACKAGE}]" brings the simulator'
+        )
+
+
+# --- Processes ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes in which the functions below can be run. None of them outlives this one.
+
+    Raises:
+      OSError: One of them has died.
+    """
+    spawn = multiprocessing.get_context("spawn")  # a fork would share JAX's threads and their locks
+    with ProcessPoolExecutor(count or os.cpu_count(), spawn, _begin) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise OSError("a process of the simulator died, for want of memory perhaps") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    warnings.filterwarnings("ignore")  # of Gymnasium about precision, of the experts about gains
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+# --- In these processes ---------------------------------------------------------------------------
+
+
+@functools.cache
+def goals(task: str, seed: int) -> Sequence[Any]:
+    """Where things lie and are to go: what an environment's ``set_task`` takes."""
+    import metaworld
+
+    found: Sequence[Any] = metaworld.MT1(f"{task}-v3", seed=seed).train_tasks
+    return found
+
+
+@functools.cache
+def robot(task: str) -> Any:
+    """The environment of a task."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+
+
+class Episodes(NamedTuple):
+    """What an expert has shown of a task, one episode after another."""
+
+    observations: Array  # [steps, 39], float32
+    actions: Array  # [steps, 4], float32: what the expert wants, not clipped, without the noise
+    lengths: Array  # [episodes], int32
+    success: Array  # [episodes], bool
+
+
+def record(task: str, seed: int, episodes: int, noise: float) -> Episodes:
+    """The scripted expert, whose actions are disturbed by normal noise of this deviation.
+
+    So it also shows how to come back to its way.
+    """
+    from metaworld.policies import ENV_POLICY_MAP
+
+    expert, rng = ENV_POLICY_MAP[f"{task}-v3"](), np.random.default_rng(seed)
+    seen: list[Array] = []
+    wanted: list[Array] = []
+
+    def act(observation: Array) -> Array:
+        action = np.asarray(expert.get_action(observation))
+        seen.append(observation.astype(np.float32))
+        wanted.append(action.astype(np.float32))
+        return action + noise * rng.normal(size=ACTION)
+
+    ends = [run(task, seed, goal, act) for goal in range(episodes)]
+    lengths, success = zip(*ends, strict=True)
+    return Episodes(np.array(seen), np.array(wanted), np.array(lengths, np.int32),
+                    np.array(success))  # fmt: skip
+
+
+def roll_out(task: str, seed: int, episodes: int, layers: Sequence[Array]) -> Array:
+    """Whether a network succeeds, ``[episodes]``, on as many of a seed's goals.
+
+    Its layers are kernels and biases in turn, with ReLU between them.
+    """
+    layers = [layer.astype(np.float64) for layer in layers]
+    act = functools.partial(forward, layers)
+    return np.array([run(task, seed, goal, act)[1] for goal in range(episodes)])
+
+
+def forward(layers: Sequence[Array], inputs: Array) -> Array:
+    """``[..., inputs]`` to ``[..., outputs]``: a network without a device, a row at a time."""
+    for kernel, bias in zip(layers[0::2], layers[1::2], strict=True):
+        outputs = inputs @ kernel + bias
+        inputs = np.maximum(outputs, 0)
+    return np.asarray(outputs)
+
+
+def run(task: str, seed: int, goal: int, act: Any) -> tuple[int, bool]:
+    """An episode: its steps, and whether it succeeded."""
+    env = robot(task)
+    env.set_task(goals(task, seed)[goal])
+    observation, _ = env.reset()
+    for step in range(HORIZON):
+        action = np.clip(np.nan_to_num(act(observation)), -1, 1)
+        observation, _, _, _, told = env.step(action)
+        if told["success"]:
+            return step + 1, True
+    return HORIZON, False

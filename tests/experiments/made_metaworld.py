@@ -1,0 +1,99 @@
+"""A package `metaworld` for tests that have no simulator: points that are to go to goals.
+
+It is written into a folder, which the processes of the simulator find as this one does. A task's
+expert is as strong as its name is long. An observation holds the point first and the goal last.
+"""
+
+VERSIONS = {"metaworld": "0.0.1", "mujoco": "0.0.1"}
+
+PACKAGE = """
+import os
+from typing import NamedTuple
+import numpy as np
+
+FAR = 0.1  # from a goal, where an episode succeeds
+
+
+class Task(NamedTuple):
+    env_name: str
+    start: np.ndarray
+    goal: np.ndarray
+
+
+class MT1:
+    def __init__(self, name, seed):
+        rng = np.random.default_rng([seed, len(name)])
+        self.train_tasks = [Task(name, *rng.uniform(-1, 1, (2, 3))) for _ in range(50)]
+
+
+class Point:
+    max_path_length = 500
+
+    def set_task(self, task):
+        self.task = task
+
+    def observation(self):
+        return np.concatenate([self.at, np.zeros(33), self.task.goal])
+
+    def reset(self):
+        self.at, self.steps = self.task.start.copy(), 0
+        return self.observation(), {}
+
+    def step(self, action):
+        if os.environ.get("MADE_METAWORLD_DIES"):
+            os._exit(1)
+        assert np.abs(action).max() <= 1
+        self.steps += 1
+        self.at = self.at + 0.05 * np.asarray(action)[:3]
+        distance = float(np.linalg.norm(self.at - self.task.goal))
+        ends = self.steps >= self.max_path_length
+        return self.observation(), -distance, False, ends, {"success": float(distance < FAR)}
+"""
+
+FILES = {
+    "__init__.py": PACKAGE,
+    "env_dict.py": """
+import metaworld
+
+
+class All(dict):
+    def __missing__(self, name):
+        return metaworld.Point
+
+
+ALL_V3_ENVIRONMENTS = All()
+""",
+    "policies.py": """
+import numpy as np
+
+
+class All(dict):
+    def __missing__(self, name):
+        return lambda: Expert(len(name))
+
+
+class Expert:
+    def __init__(self, strength):
+        self.strength = strength
+
+    def get_action(self, observation):
+        return np.append(self.strength * (observation[-3:] - observation[:3]), 0.5)
+
+
+ENV_POLICY_MAP = All()
+""",
+}
+
+
+def write(folder):
+    """Into a folder, which then belongs on `sys.path`."""
+    (folder / "metaworld").mkdir(parents=True)
+    for name, text in FILES.items():
+        (folder / "metaworld" / name).write_text(text)
+    for name, version in VERSIONS.items():
+        about = folder / f"{name}-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+    return folder
