@@ -30,7 +30,7 @@ def draw_losses(axes: Any, summary: Any, task: int, shown: Sequence[str]) -> Non
         name: (np.array(column["methods"][name]["losses"])[:, task], METHODS[name].colour)
         for name in shown
     }
-    points = len(next(iter(curves.values()))[0])
+    points = len(column["methods"]["stl"]["losses"])
     axes.set_yscale("log")
     _plots.lines(axes, _statistics.middles(summary["steps"], points), curves, labelled=False)
     _plots.plain_numbers(axes.yaxis)

@@ -49,7 +49,7 @@ def changes_of(problem: Problem) -> Any:
 
     def probe(batch: Any, fresh: Any, before: Any, after: Any, losses: jax.Array) -> jax.Array:
         def log_losses(carry: Any, rows: Any) -> jax.Array:
-            return jnp.log(problem.losses(carry.params, (), rows, jax.random.key(0))[0])
+            return jnp.log(problem.losses(carry.params, carry.state, rows, jax.random.key(0))[0])
 
         last, now = jnp.log(before.opt_state[-1].losses), jnp.log(losses)
         one_pass = jnp.where(jnp.isinf(last), 0, last - now)
