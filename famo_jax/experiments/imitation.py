@@ -62,7 +62,7 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
 def rolled_out(
     runs: Runs, options: argparse.Namespace, session: "Session", scale: "robots.Scale"
 ) -> Runs:
-    """With success of what validation chose, ``[seeds, K]``, in place of its parameters."""
+    """With success of what validation chose, ``[1, seeds, K]``, in place of its parameters."""
     from famo_jax.experiments.problems import robots
 
     k, jobs = len(options.tasks), {}
@@ -85,8 +85,8 @@ def rolled_out(
     for name, own in runs.arrays.items():
         arrays[name] = {key: each for key, each in own.items() if key != "params"}
         if "params" in own:
-            shape = own["params"].shape[1], k
-            found = [success[name, seed, task] for seed, task in np.ndindex(shape)]
+            shape = 1, own["params"].shape[1], k
+            found = [success[name, seed, task] for _, seed, task in np.ndindex(shape)]
             arrays[name]["success"] = np.reshape(found, shape).astype(np.float32)
     return runs._replace(arrays=arrays)
 
@@ -103,7 +103,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
     summary = _comparison.summarize({COLUMN: robots.named(names)}, runs)
     column = summary["columns"][COLUMN]
     by_task = {
-        name: 100 * _statistics.finite(runs.arrays[f"{COLUMN} {name}"]["success"])
+        name: 100 * _statistics.finite(runs.arrays[f"{COLUMN} {name}"]["success"][0])
         for name in column["methods"]
     }
     by_seed = {name: each.mean(axis=1) for name, each in by_task.items()}
