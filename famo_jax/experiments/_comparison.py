@@ -374,7 +374,8 @@ def draw(
             if below is not grid[1][0]:
                 below.set_yticklabels([])
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        if handles:
+            figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 

@@ -66,7 +66,8 @@ def draw_problem(summary: Any) -> Any:
         }  # fmt: skip
         names = [task.metric.rpartition(" (")[0].replace(" ", "\n") for task in digits.TASKS]
         _plots.over_values(errors, names, estimates, "", labelled=False, line="none")
-        errors.legend(fontsize=7)
+        if series:
+            errors.legend(fontsize=7)
         errors.axhline(0, color="black", linewidth=0.8)
         errors.set_title("held-out error over single-task (%)", fontsize=8)
     return figure
