@@ -1,4 +1,7 @@
-"""CelebA's losses and F1, and what the paper's figures make of them."""
+"""CelebA's losses and F1, what the paper's figures make of them, and the study as a command."""
+
+import tomllib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +9,8 @@ import numpy as np
 import pytest
 
 import famo_jax
+from famo_jax.experiments import celeba as study
+from famo_jax.experiments.make import __main__ as make
 from famo_jax.experiments.problems import celeba
 from famo_jax.experiments.problems._face_files import Faces
 
@@ -88,3 +93,78 @@ def test_a_network_of_one_attribute_tells_nothing_of_the_others(faces):
     assert np.isfinite(found[celeba._face_files.NAMES.index("Smiling")])
     losses, _ = jax.jit(problem.losses)(params, state, faces, None)
     assert losses.shape == (1,)
+
+
+# --- The study ------------------------------------------------------------------------------------
+
+TABLE = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, run_study):
+    """Of one level of convolutions, not four."""
+    folder = tmp_path_factory.mktemp("celeba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(celeba, "FILTERS", celeba.FILTERS[:1])
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        data = ["--out", str(folder / "faces"), "--count", "64", "16", "16"]
+        make.main(["faces", *data])
+        options = ["--quick", "--data", str(folder / "faces"), "--width", "16"]
+        options += ["--batch-size", "8"]
+        methods = ["--methods", "ls", "si", "famo", "famo-one-pass"]
+        return folder, *run_study("celeba", folder / "out", *options, *methods)
+
+
+@pytest.mark.parametrize("name", ["ls", "si", "famo", "famo-one-pass"])
+def test_two_epochs_lower_every_loss(whole_run, name):
+    losses = np.array(whole_run[2]["methods"][name]["losses"])
+    assert losses.shape == (2, 40)
+    assert (losses[1] < losses[0]).all()
+
+
+def test_the_best_epoch_is_that_of_the_greatest_mean_f1(whole_run):
+    folder, _, summary = whole_run
+    with np.load(folder / "out" / "runs.npz") as arrays:
+        for name, each in summary["methods"].items():
+            curve = arrays[f"{name}/validation_curve"][0, 0]
+            assert curve.shape == (2, 40)
+            best = curve.mean(axis=1).max()
+            assert each["best_epoch"] == [1 + np.flatnonzero(curve.mean(axis=1) == best)[-1]]
+            np.testing.assert_allclose(arrays[f"{name}/validation"][0, 0].mean(), best, rtol=1e-5)
+
+
+def test_forty_tasks_are_told_by_their_spread(whole_run):
+    _, printed, summary = whole_run
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    table = printed.partition("F1 on test")[2].partition("Δm, and")[0].splitlines()
+    row = next(line.split() for line in table if line.split()[:1] == ["famo"])
+    values = np.array(list(summary["methods"]["famo"]["test"].values()))
+    changes = 100 * (1 - values / celeba.STL)
+    assert float(row[1]) == pytest.approx(values.mean(), abs=1e-4)
+    assert float(row[2]) == pytest.approx(changes.max(), abs=0.1)
+    assert row[3] in [celeba.TASKS[i].name for i in np.flatnonzero(changes == changes.max())]
+    assert int(row[4]) == (changes < 0).sum()
+    assert summary["methods"]["famo"]["delta_m"]["mean"] == pytest.approx(changes.mean(), rel=1e-4)
+    assert summary["methods"]["famo"]["paper_delta_m"] == 1.21
+
+
+def test_the_papers_delta_m_stands_the_right_way_round():
+    rows = [line.split() for line in TABLE["celeba"]["rows"].strip().splitlines()]
+    assert {name.lower(): float(delta_m) for name, delta_m, _ in rows} == study.PAPER
+    assert all(1 <= float(rank) <= 12 for _, _, rank in rows)  # of twelve methods
+
+
+def test_presets_are_the_official_settings():
+    paper = study.PRESETS["paper"]
+    official = {"width": 64, "batch_size": 256, "epochs": 15, "learning_rate": [3e-4]}
+    assert paper == official | {"at_once": 1}
+    assert study.PRESETS["tiny"].keys() == paper.keys()
+
+
+def test_a_face_alone_in_the_last_batch_is_refused(whole_run, tmp_path):
+    data = ["--data", str(whole_run[0] / "faces"), "--out", str(tmp_path)]
+    with pytest.raises(
+        SystemExit, match=r"^error: .* expected a batch size by which none of the 64"
+    ):
+        study.main(["--quick", "--batch-size", "21", *data])

@@ -38,8 +38,25 @@ COMMON = [
     ("--from {file}", "argument --from: expected a folder with runs.npz and study.json, got "),
 ]
 
+SCENES = [
+    ("--preset large", "--preset: expected any of paper, tiny, got 'large'"),
+    ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
+    ("--network vgg", "--network: expected any of mtan, segnet, got 'vgg'"),
+    ("--statistics second", "--statistics: expected any of both, first, got 'second'"),
+    ("--augment maybe", "--augment: expected any of yes, no, got 'maybe'"),
+    ("--last 0", "--last: expected a positive integer, got '0'"),
+    ("--held-out -1", "--held-out: expected a whole number, got '-1'"),
+]
+
 # Of each experiment: an option that is wrong, and words of what is said of it.
 OPTIONS = {
+    "nyuv2": [*SCENES, ("--inverse-depth divide", "unrecognized arguments: --inverse-depth")],
+    "cityscapes": [*SCENES, ("--inverse-depth keep", "expected any of divide, multiply")],
+    "celeba": [
+        ("--preset large", "--preset: expected any of paper, tiny, got 'large'"),
+        ("--stl-statistics none", "--stl-statistics: expected any of batch, running"),
+        ("--aggregate-at heads", "--aggregate-at: expected any of features, parameters"),
+    ],
     "digits": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
         ("--steps -3", "--steps: expected a positive integer, got '-3'"),

@@ -162,6 +162,46 @@ def test_the_best_epoch_meets_the_test_and_the_rate_follows_the_plateau():
     assert found["losses"].shape == (2, 2, EPOCHS, 2)
 
 
+def test_a_smaller_batch_may_end_an_epoch():
+    """Told as a list, it is a step like the others: here a copy of rows, which means the same."""
+    arm = arm_of(rates=(0.3,))
+
+    def apart(first, last):
+        whole = arm.data.batches(first, last)
+        rest = jax.tree.map(lambda leaf: leaf[-1:, :, :2], whole)
+        return [jax.tree.map(lambda leaf: leaf[:-1], whole), rest]
+
+    def repeated(first, last):
+        def repeat(leaf):
+            leaf = leaf.copy()
+            leaf[-1, :, 2:] = leaf[-1, :, :2]
+            return leaf
+
+        return jax.tree.map(repeat, arm.data.batches(first, last))
+
+    found, expected = (
+        train(arm._replace(data=arm.data._replace(train=stream))) for stream in (apart, repeated)
+    )
+    for field, values in expected.items():
+        np.testing.assert_allclose(found[field], values, rtol=1e-4, err_msg=field)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_last_epochs_count(apart):
+    """Of the test, and of validation where that is another."""
+    arm = arm_of()
+    data = arm.data if apart else arm.data._replace(validation=arm.data.test)
+    found = _epochs.train(
+        arm._replace(data=data), None, None, lambda status: None, score=None, last=3
+    )
+    curve = found["validation_curve"]
+    np.testing.assert_allclose(found["validation"], curve[:, :, -3:].mean(axis=2), rtol=1e-6)
+    assert np.allclose(found["validation"], found["test"]) != apart
+    assert (found["best_epoch"] == EPOCHS).all()
+    if not apart:  # the same training as with the best epoch's rule
+        assert np.abs(found["losses"] - train(arm, reduce=None)["losses"]).max() < 1e-6
+
+
 def test_without_a_plateau_the_schedule_is_the_arms():
     arm = arm_of()._replace(schedule=lambda setting, steps: 0.0)
     found = train(arm, reduce=None)

@@ -1,0 +1,285 @@
+"""The studies of NYU-v2 and CityScapes as commands, on scenes that are drawn."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famo_jax.experiments import (
+    _benchmark,
+    _checkpoint,
+    _epochs,
+    _files,
+    _methods,
+    _train,
+    cityscapes,
+    nyuv2,
+)
+from famo_jax.experiments.make import __main__ as make
+from famo_jax.experiments.problems import _segnet, dense
+
+TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
+NAMES = ["ls", "si", "famo", "famo-one-pass"]
+SIZES = ["--quick", "--batch-size", "2", "--width", "16", "--learning-rate", "1e-2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile(tmp_path_factory):
+    """One level, not five. And a cache for these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_segnet, "FILTERS", (64,))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rooms")
+    make.main(["rooms", "--out", str(folder), "--count", "16", "8", "--size", "32x64"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, rooms, run_study):
+    folder = tmp_path_factory.mktemp("nyuv2")
+    return folder, *run_study("nyuv2", folder, *SIZES, "--data", str(rooms))
+
+
+# --- What is trained ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_epochs_lower_every_loss(whole_run, name):
+    _, _, summary = whole_run
+    losses = np.array(summary["methods"][name]["losses"])
+    assert losses.shape == (2, 3)
+    assert (losses[1] < losses[0]).all()
+    values = np.array(list(summary["methods"][name]["test"].values()))
+    assert np.isfinite(values).all()
+
+
+def test_killed_and_resumed_it_ends_with_the_same_figures(
+    whole_run, rooms, tmp_path, run_study, monkeypatch
+):
+    """After an epoch, at which the learning rate falls, in a training with batch statistics."""
+    folder, _, _ = whole_run
+    own = ["--methods", "famo", "--data", str(rooms), "--checkpoint-dir", str(tmp_path / "saved")]
+    save = _checkpoint.save
+
+    def then_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoint, "save", then_stop)
+        with pytest.raises(SystemExit):
+            run_study("nyuv2", tmp_path / "out", *SIZES, *own)
+    run_study("nyuv2", tmp_path / "out", *SIZES, *own, "--resume")
+    with np.load(folder / "runs.npz") as whole, np.load(tmp_path / "out" / "runs.npz") as resumed:
+        assert {name for name in whole if name.startswith("famo/")} == set(resumed)
+        for name in resumed:
+            np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def parts(rooms):
+    return [dense.NYUV2.load(rooms, split) for split in ("train", "val")]
+
+
+def arm_of(parts, method, steps=1, **plan):
+    problem = dense.problem(dense.NYUV2, *parts, dense.Plan("segnet", 8, **plan))
+    data = problem.load_data(steps, [0], 4)
+    settings = [{"learning_rate": 1e-3, "gamma": 1e-3}]
+    constant = lambda setting, steps: setting["learning_rate"]
+    return _train.Arm("one", problem, data, steps, method, settings, [0], schedule=constant)
+
+
+def stepped(arm):
+    """A step: before, after, and the problem's function of a batch."""
+    begin, advance, _ = _train.functions(arm)
+    setting, variables = arm.settings[0], jax.tree.map(lambda leaf: leaf[0], arm.problem.init([0]))
+    key, rows = jax.random.key(0), arm.data.batches(0, 1)[:, 0]
+
+    @jax.jit
+    def run(variables, pool):
+        before = begin(setting, variables)
+        after, trace = advance(setting, before, key, pool, 0, rows)
+        batch = jax.tree.map(lambda leaf: leaf[rows[0]], pool)
+        at = lambda params, state: arm.problem.losses(
+            params, state, batch, jax.random.fold_in(key, 0)
+        )
+        first = at(before.params, before.state)
+        return after, trace, first, at(after.params, first[1])
+
+    return run(variables, arm.data.pool)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_batch_statistics_move_once_or_in_both_passes(parts, both):
+    """Of the same augmented batch."""
+    arm = arm_of(parts, _methods.METHODS["famo"], both_passes=both)
+    after, trace, (losses, once), (_, twice) = stepped(arm)
+    np.testing.assert_allclose(trace.losses[0], losses, rtol=1e-5)
+    expected, other = (twice, once) if both else (once, twice)
+    leaves = [jax.tree.leaves(tree) for tree in (after.state, expected, other)]
+    for own, same, _ in zip(*leaves, strict=True):
+        np.testing.assert_allclose(own, same, rtol=1e-4, atol=1e-6)
+    assert max(float(jnp.abs(own - far).max()) for own, _, far in zip(*leaves, strict=True)) > 1e-3
+
+
+def test_aggregation_at_the_features_moves_the_statistics_too(parts):
+    arm = arm_of(parts, _methods.METHODS["mgda"])
+    after, trace, (losses, once), _ = stepped(arm)
+    np.testing.assert_allclose(trace.losses[0], losses, rtol=1e-5)
+    for own, same in zip(*map(jax.tree.leaves, (after.state, once)), strict=True):
+        np.testing.assert_allclose(own, same, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_is_all_scenes_once_and_a_smaller_batch_at_the_end(parts):
+    arm = arm_of(parts, _methods.METHODS["ls"], held_out=3)
+    assert arm.data.epoch == 4
+    whole, rest = arm.data.batches(0, 4)
+    assert (whole.shape, rest.shape) == ((3, 1, 4), (1, 1, 1))
+    rows = np.concatenate([whole.ravel(), rest.ravel()])
+    assert len(set(rows.tolist())) == 13
+    second = arm.data.batches(4, 8)[0]
+    assert not np.array_equal(second, whole)
+    assert set(second.ravel().tolist()) <= set(rows.tolist())
+    assert arm.data.batches(1, 3).shape == (2, 1, 4)
+    (held_out,) = arm.data.validation
+    assert held_out.image.shape == (1, 1, 3, 32, 64, 3)
+    assert [part.image.shape[1:3] for part in arm.data.test] == [(2, 4)]
+    assert held_out.image.strides[0] == 0  # no copy for each seed
+
+
+# --- The last epochs count ------------------------------------------------------------------------
+
+
+def test_a_staircase_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+    ours = _epochs.stairs(3)
+    state, scales, expected = ours.init(None), [], []
+    for _ in range(10):
+        scales.append(float(state.scale))
+        expected.append(optimizer.param_groups[0]["lr"])
+        _, state = ours.update((), state, value=0.0)
+        optimizer.step()
+        theirs.step()
+    assert scales == expected
+
+
+def test_metrics_are_means_of_the_last_epochs(whole_run):
+    folder, _, _ = whole_run
+    with np.load(folder / "runs.npz") as arrays:
+        for name in NAMES:
+            curve = arrays[f"{name}/validation_curve"]
+            assert curve.shape == (1, 1, 2, 18)
+            np.testing.assert_allclose(arrays[f"{name}/test"], curve[:, :, -1], rtol=1e-6)
+            np.testing.assert_array_equal(arrays[f"{name}/scale"], [[[1, 0.5]]])
+
+
+# --- What is reported -----------------------------------------------------------------------------
+
+
+def test_it_prints_all_within_80_columns(whole_run):
+    _, printed, summary = whole_run
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    table = printed.partition("Metrics on test")[2].partition("Δm, and")[0].splitlines()
+    for name in NAMES[:3]:
+        index = next(i for i, line in enumerate(table) if line.split()[:1] == [name])
+        ours = list(summary["methods"][name]["test"].values())
+        paper = [float(cell) for cell in table[index + 1].split()[1:]]
+        np.testing.assert_allclose([float(cell) for cell in table[index].split()[1:]], ours,
+                                   atol=0.0051)  # fmt: skip
+        np.testing.assert_allclose(paper, nyuv2.PAPER[name], atol=1e-9)
+        higher = [metric.higher_is_better for metric in dense.NYUV2.metrics]
+        worse = np.where(higher, -100.0, 100.0) * (np.array(ours) / paper - 1)
+        shown = [float(cell) for cell in table[index + 2].split()[2:]]
+        np.testing.assert_allclose(shown, worse, atol=0.51)
+    assert "over all pixels" in printed
+    assert set(summary["methods"]["ls"]["pooled"]) == set(summary["methods"]["ls"]["test"])
+
+
+def test_delta_m_is_against_the_official_networks(whole_run):
+    _, _, summary = whole_run
+    signs = np.array([-1, -1, 1, 1, 1, 1, -1, -1, -1])
+    for each in summary["methods"].values():
+        changes = signs * (np.array(list(each["test"].values())) / dense.NYUV2.stl - 1)
+        assert each["delta_m"]["mean"] == pytest.approx(100 * changes.mean(), rel=1e-4)
+    assert summary["methods"]["famo"]["paper_delta_m"] == pytest.approx(-4.10, abs=0.01)
+
+
+def test_earlier_runs_need_no_data(whole_run, tmp_path, run_study):
+    folder, _, _ = whole_run
+    run_study("nyuv2", tmp_path, "--from", str(folder))
+    assert (tmp_path / "nyuv2.json").read_bytes() == (folder / "nyuv2.json").read_bytes()
+    facts = json.loads((folder / _files.STUDY).read_text())["problem"]
+    assert (facts["scenes"], facts["size"]) == ([16, 8], [32, 64])
+
+
+def test_the_papers_rows_are_those_of_its_tables():
+    for name, study in {"nyu_v2": nyuv2, "cityscapes": cityscapes}.items():
+        rows = TABLES[name]["rows"] + TABLES[name].get("true_rows", "")
+        keys = {line.split()[0].lower(): line.split()[1:] for line in rows.strip().splitlines()}
+        assert study.PAPER.keys() | {"stl"} == keys.keys()
+        for method, own in {**study.PAPER, "stl": study.benchmark().stl}.items():
+            assert own == tuple(map(float, keys[method][: len(own)])), method
+
+
+def test_presets_are_the_official_settings():
+    for study, batch_size in ((nyuv2, 2), (cityscapes, 8)):
+        assert study.PRESETS["paper"] == {
+            "network": "mtan", "width": 64, "batch_size": batch_size, "epochs": 200,
+            "halve_every": 100, "last": 10, "learning_rate": [1e-4], "at_once": 1,
+        }  # fmt: skip
+        assert study.PRESETS["tiny"].keys() == study.PRESETS["paper"].keys()
+
+
+# --- CityScapes, single-task networks -------------------------------------------------------------
+
+
+def test_single_task_networks_are_the_baseline_where_they_are_trained(tmp_path, run_study):
+    """Each tells its own metrics alone."""
+    make.main(["streets", "--out", str(tmp_path / "data"), "--count", "8", "4", "--size", "32x64"])
+    options = ["--data", str(tmp_path / "data"), "--methods", "ls", "stl", "--width", "8"]
+    printed, summary = run_study("cityscapes", tmp_path / "out", *SIZES, *options)
+    with np.load(tmp_path / "out" / "runs.npz") as arrays:
+        semantic, depth = (arrays[f"stl-{task}/test"][0, 0, :4] for task in ("semantic", "depth"))
+        ours = arrays["ls/test"][0, 0, :4]
+    np.testing.assert_array_equal(np.isfinite(semantic), [True, True, False, False])
+    np.testing.assert_array_equal(np.isfinite(depth), [False, False, True, True])
+    stl = np.array([*semantic[:2], *depth[2:]])
+    np.testing.assert_allclose(list(summary["stl"].values()), stl, rtol=1e-4)
+    changes = np.array([-1, -1, 1, 1]) * (ours / stl - 1)
+    assert summary["methods"]["ls"]["delta_m"]["mean"] == pytest.approx(
+        100 * changes.mean(), rel=1e-3
+    )
+    assert "Δm is against it" in printed
+    assert list(summary["methods"]) == ["ls"]
+
+
+def test_of_several_rates_a_task_takes_what_is_best_for_it():
+    higher = np.array([True, False])
+    first = {"validation": np.array([[[1, np.nan]], [[3, np.nan]], [[2, np.nan]]])}
+    other = {"validation": np.array([[[np.nan, 5]], [[np.nan, 4]], [[np.nan, 6]]])}
+    parts = [own | {"test": own["validation"] + 10} for own in (first, other)]
+    found = _benchmark._single_tasks(parts, higher)
+    np.testing.assert_array_equal(found["validation"], [3, 4])
+    np.testing.assert_array_equal(found["test"], [13, 14])
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_ends_in_one_line(rooms, tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: .*expected more than 16 scenes to train on"):
+        nyuv2.main([*SIZES, "--data", str(rooms), "--held-out", "16", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .*a folder with image, label, depth, normal"):
+        nyuv2.main([*SIZES, "--data", str(tmp_path), "--out", str(tmp_path)])
