@@ -6,6 +6,7 @@ them, and tables and pictures are made from these two files alone, at the end of
 ``--from``. What the studies share:
 
 * ``problems``: tasks, data, networks, losses and metrics;
+* ``make``: data that the project draws, in the formats of the large benchmarks;
 * ``_methods``: the table of methods;
 * ``_train``: the training of arms, a method at all its settings and seeds in one compiled call;
 * ``_comparison``: a study that compares methods, by equal budgets and on seeds that chose nothing;

@@ -84,7 +84,7 @@ def mapped(
     try:
         return _open(place, fields)
     except (OSError, ValueError, EOFError):
-        pass  # they are not there, or damaged: they are made again
+        shutil.rmtree(place, ignore_errors=True)  # damaged, if there: they are made again
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(_files.UNFINISHED, whose, place.parent))
@@ -92,7 +92,7 @@ def mapped(
         raise _no_place(place.parent, error) from None
     try:
         _write(unfinished, fields, _rows(read, count), count, tell)
-        _remove_old(place.parent.glob(whose + "*"))
+        _remove_old(each for each in place.parent.glob(whose + "*") if each != place)
         with suppress(OSError):  # where another process was quicker
             unfinished.rename(place)
     finally:
