@@ -116,13 +116,15 @@ def functions(arm: Arm) -> Functions:
                 terms = list(map(of_params, problem.each))
                 losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
                 losses, new_state = jnp.stack(losses), state
-            elif method.aggregates and problem.features:
+            elif method.aggregates and problem.features and problem.place == "features":
                 encode, heads = problem.features
                 at_features = famo_jax.losses_and_grads(heads, encoder=encode)
                 losses, grads = at_features(params, state, batch, key, state=opt_state)
                 new_state = state
             else:
-                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True)
+                mask = problem.last_shared if problem.place == "last layer" else None
+                assert mask or problem.place != "last layer"
+                weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True, gram_at=mask)
                 (losses, new_state), grads = weighed(params, state=opt_state)
             extra: dict[str, Any] = {"losses": losses}
             if method.measure != "one-pass":

@@ -100,7 +100,7 @@ def test_held_out_pictures_show_every_attribute_and_pictures_differ():
 
 def test_losses_and_metrics_against_scikit_learn(pictures, monkeypatch):
     log_odds = np.random.default_rng(0).normal(-1, 2, pictures.attributes.shape).astype("f")
-    monkeypatch.setattr(attributes, "apply", lambda params, pictures: log_odds)
+    monkeypatch.setattr(attributes, "apply", lambda *_: log_odds)
     losses = attributes.task_losses(None, pictures)
     metrics = attributes.task_metrics(None, pictures)
     probabilities, rates = 1 / (1 + np.exp(-log_odds)), attributes.load_base_rates()
@@ -117,7 +117,7 @@ def test_a_network_that_knows_nothing_errs_by_half_and_one_that_diverged_is_no_n
     shape = pictures.attributes.shape
     for value, expected in ((-9.0, 50.0), (9.0, 50.0), (np.nan, np.nan)):
         log_odds = jnp.full(shape, value)
-        monkeypatch.setattr(attributes, "apply", lambda params, pictures, own=log_odds: own)
+        monkeypatch.setattr(attributes, "apply", lambda *_, own=log_odds: own)
         np.testing.assert_allclose(attributes.task_metrics(None, pictures), expected)
 
 

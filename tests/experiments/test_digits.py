@@ -122,7 +122,7 @@ def test_losses_and_metrics_are_those_of_their_names(params, pictures, monkeypat
         clean=pictures.clean / 16 + 0.5,
         ink=pictures.ink - 3.0,
     )
-    monkeypatch.setattr(digits, "apply", lambda params, pictures: outputs)
+    monkeypatch.setattr(digits, "apply", lambda *_: outputs)
     losses = digits.task_losses(params, pictures)
     np.testing.assert_allclose(losses, [25.0, np.log(10), 0.25, 9.0], rtol=1e-5)
     left, _, clean, ink = digits.task_metrics(params, pictures)

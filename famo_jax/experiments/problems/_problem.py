@@ -1,7 +1,8 @@
 """What a problem is."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 Variables = tuple[chex.ArrayTree, chex.ArrayTree]  # parameters, and what else a model carries
+Place: TypeAlias = Literal["parameters", "last layer", "features"]
 
 
 class Task(NamedTuple):
@@ -57,9 +59,12 @@ class Problem(NamedTuple):
     metrics: Callable[[Any, Any, Any], jax.Array]  # (params, state, held-out data) -> [M]
     # One function a loss, of the same arguments, where their gradients are cheaper one by one.
     each: tuple[Callable[..., jax.Array], ...] = ()
-    # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], where aggregation
-    # methods are to work at features z instead of on the parameters.
+    # (params, state, batch, key) -> z and (params, z, state, batch, key) -> [K], of a model that
+    # has features z; and which of its parameters are those of the layer that makes z.
     features: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
+    last_shared: Callable[[Any], Any] | None = None
+    # Where aggregation methods take task gradients: without features on the parameters.
+    place: Place = "features"
 
 
 def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
@@ -78,9 +83,14 @@ class Network(nnx.Module):
         self.narrow = nnx.Linear(wide, narrow, rngs=rngs)
         self.heads = nnx.Linear(narrow, outputs, rngs=rngs)
 
+    def features(self, inputs: jax.Array) -> jax.Array:
+        """``[..., inputs]`` to ``[..., narrow]``."""
+        z: jax.Array = nnx.relu(self.narrow(nnx.relu(self.wide(inputs))))
+        return z
+
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """``[..., inputs]`` to ``[..., outputs]``."""
-        outputs: jax.Array = self.heads(nnx.relu(self.narrow(nnx.relu(self.wide(inputs)))))
+        outputs: jax.Array = self.heads(self.features(inputs))
         return outputs
 
 
@@ -88,15 +98,36 @@ Make = Callable[[nnx.Rngs], nnx.Module]
 
 
 def of_network(
-    network: Make, tasks: tuple[Task, ...], load_data: Any, task_losses: Any, task_metrics: Any
+    network: Make,
+    tasks: tuple[Task, ...],
+    load_data: Any,
+    task_losses: Any,
+    task_metrics: Any,
+    inputs: Callable[[Any], jax.Array] | None = None,
 ) -> Problem:
-    """A problem of a network that has nothing but parameters and needs no key."""
-    return Problem(
+    """A problem of a network that has nothing but parameters and needs no key.
+
+    Of a :class:`Network` with ``inputs``, its inputs of a batch, task gradients can be taken
+    everywhere, as a rule on all parameters; its losses are of features as well, where given these.
+    """
+    problem = Problem(
         tasks=tasks,
         load_data=load_data,
         init=lambda seeds: (init_params(network, seeds), ()),
         losses=lambda params, state, batch, _: (task_losses(params, batch), state),
         metrics=lambda params, _, held_out: task_metrics(params, held_out),
+    )
+    if inputs is None:
+        return problem
+    encode: Any = lambda params, batch: merged(network, params).features(inputs(batch))
+    is_narrow: Any = lambda path, _: path[0] == jax.tree_util.DictKey("narrow")
+    return problem._replace(
+        features=(
+            lambda params, state, batch, key: encode(params, batch),
+            lambda params, z, state, batch, key: task_losses(params, batch, z),
+        ),
+        last_shared=functools.partial(jax.tree.map_with_path, is_narrow),
+        place="parameters",
     )
 
 
@@ -107,10 +138,17 @@ def init_params(network: Make, seeds: Sequence[int]) -> chex.ArrayTree:
     return params
 
 
-def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array) -> Any:
-    """The network with these parameters, as a pure function."""
+def merged(network: Make, params: chex.ArrayTree) -> Any:
+    """The network with these parameters."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: network(nnx.Rngs(0))))
-    return nnx.merge(graphdef, params)(inputs)
+    return nnx.merge(graphdef, params)
+
+
+def apply(network: Make, params: chex.ArrayTree, inputs: jax.Array, z: Any = None) -> jax.Array:
+    """The network as a pure function: of its inputs or, where given, of features z."""
+    model = merged(network, params)
+    outputs: jax.Array = model(inputs) if z is None else model.heads(z)
+    return outputs
 
 
 def draw_rows(steps: int, seeds: Sequence[int], batch_size: int, key: int, rows: int) -> jax.Array:

@@ -124,15 +124,14 @@ load_data = functools.partial(digits.load_data, draw=compose, key=2, held_out=HE
 network = functools.partial(_problem.Network, (digits.HEIGHT * digits.WIDTH, 64, 32, K))
 
 
-def apply(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
-    """The attributes' log odds, ``[..., K]``, as a pure function."""
-    log_odds: jax.Array = _problem.apply(network, params, pictures.pixels / 255)
-    return log_odds
+def apply(params: chex.ArrayTree, pictures: Pictures, z: Any = None) -> jax.Array:
+    """The attributes' log odds, ``[..., K]``: of the pictures or, where given, of features z."""
+    return _problem.apply(network, params, digits.inputs(pictures), z)
 
 
-def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+def task_losses(params: chex.ArrayTree, pictures: Pictures, z: Any = None) -> jax.Array:
     """The K cross-entropies, ``[K]``, in nats."""
-    log_odds = apply(params, pictures)
+    log_odds = apply(params, pictures, z)
     return jnp.mean(optax.sigmoid_binary_cross_entropy(log_odds, pictures.attributes), axis=0)
 
 
@@ -147,4 +146,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     return jnp.where(jnp.isnan(log_odds).any(axis=0), jnp.nan, errors)
 
 
-PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics, digits.inputs)

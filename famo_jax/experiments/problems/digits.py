@@ -135,16 +135,22 @@ class Outputs(NamedTuple):
 network = functools.partial(_problem.Network, (HEIGHT * WIDTH, 96, 64, 10 + 10 + DIGIT * DIGIT + 1))
 
 
-def apply(params: chex.ArrayTree, pictures: Pictures) -> Outputs:
-    """The network with these parameters, as a pure function."""
-    outputs = _problem.apply(network, params, pictures.pixels / 255)
+def inputs(pictures: Any) -> jax.Array:
+    """The pixels, ``[..., 140]``, from 0 for black to 1 for white."""
+    pixels: jax.Array = pictures.pixels / 255
+    return pixels
+
+
+def apply(params: chex.ArrayTree, pictures: Pictures, z: Any = None) -> Outputs:
+    """The network as a pure function: of the pictures or, where given, of features z."""
+    outputs = _problem.apply(network, params, inputs(pictures), z)
     left, right, clean, ink = jnp.split(outputs, [10, 20, 84], axis=-1)
     return Outputs(left, right, clean, ink[..., 0])
 
 
-def task_losses(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
+def task_losses(params: chex.ArrayTree, pictures: Pictures, z: Any = None) -> jax.Array:
     """The K losses, ``[K]``, in the order of ``TASKS``."""
-    outputs = apply(params, pictures)
+    outputs = apply(params, pictures, z)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     losses = (
         cross_entropy(outputs.left, pictures.left),
@@ -168,4 +174,4 @@ def task_metrics(params: chex.ArrayTree, pictures: Pictures) -> jax.Array:
     )
 
 
-PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics)
+PROBLEM = _problem.of_network(network, TASKS, load_data, task_losses, task_metrics, inputs)

@@ -152,9 +152,14 @@ def spreads() -> Array:
     return deviations
 
 
-def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.Array:
-    """The K properties, ``[..., K]``: deviations in these units from the mean of the training."""
-    deviations: jax.Array = _problem.apply(network, params, counts.astype(float))
+def predict(
+    params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0, z: Any = None
+) -> jax.Array:
+    """The K properties, ``[..., K]``: deviations in these units from the mean of the training.
+
+    Of the fingerprints or, where given, of features z.
+    """
+    deviations = _problem.apply(network, params, counts.astype(float), z)
     mean = jnp.asarray(load_splits().train.properties.mean(axis=0))
     properties: jax.Array = mean + units * deviations
     return properties
@@ -163,19 +168,23 @@ def predict(params: chex.ArrayTree, counts: jax.Array, units: Any = 1.0) -> jax.
 def of_units(units: Callable[[], Any]) -> _problem.Problem:
     """The problem in which properties are learned in these units, ``[K]`` or one for all."""
 
-    def errors(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
-        difference: jax.Array = predict(params, molecules.counts, units()) - molecules.properties
-        return difference
+    def inputs(molecules: Molecules) -> jax.Array:
+        counts: jax.Array = molecules.counts.astype(float)
+        return counts
 
-    def losses(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
+    def errors(params: chex.ArrayTree, molecules: Molecules, z: Any = None) -> jax.Array:
+        predicted = predict(params, molecules.counts, units(), z)
+        return jnp.asarray(predicted - molecules.properties)
+
+    def losses(params: chex.ArrayTree, molecules: Molecules, z: Any = None) -> jax.Array:
         """The K mean squared errors, ``[K]``, in the squares of the units."""
-        return jnp.mean((errors(params, molecules) / units()) ** 2, axis=0)
+        return jnp.mean((errors(params, molecules, z) / units()) ** 2, axis=0)
 
     def metrics(params: chex.ArrayTree, molecules: Molecules) -> jax.Array:
         """The K mean absolute errors, ``[K]``, in the units of ``TASKS``."""
         return jnp.mean(jnp.abs(errors(params, molecules)), axis=0)
 
-    return _problem.of_network(network, TASKS, load_data, losses, metrics)
+    return _problem.of_network(network, TASKS, load_data, losses, metrics, inputs)
 
 
 PROBLEM = of_units(lambda: 1.0)
