@@ -395,27 +395,62 @@ def _ratio(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1}f}"
 
 
-MARKS = dict(zip(PLACES, ("o", "s", "^"), strict=True))
+MARKS = {"parameters": "o", "last layer": "s", "features": "^"}
 
 
 def draw(summary: Summary) -> Any:
-    """Delta m over the time of a step, a panel for each problem."""
-    with _plots.picture(height=3.6) as figure:
-        panels = figure.subplots(1, len(summary), squeeze=False)[0]
-        for axes, (problem, own) in zip(panels, _by_problem(rows_of(summary)).items(), strict=True):
-            for row in own:
-                colour = COLOURS.get(row.form.method, "#888888")
-                y, x = row.figures["delta_m"]["mean"], row.figures["step"]
-                if row.form.method not in COLOURS:
-                    axes.plot(x, y, "x", color=colour, markersize=4)
-                    continue
-                size = 7 - 2 * (1, 5, 25).index(row.form.every)
-                axes.plot(x, y, MARKS[row.form.place], color=colour, markersize=size)
-                if row.form == row.form.reference:
-                    axes.axhline(y, color=colour, linewidth=0.5, zorder=0)
-            axes.set_xscale("log")
-            axes.set_title(problem)
+    """Delta m over the time of a step, a panel for each problem.
+
+    Filled is what looks at every step, hollow what looks least often; from the reference, at the
+    right, a line goes to the left, on which what costs nothing lies.
+    """
+    groups = _by_problem(rows_of(summary))
+    columns = min(len(groups), 2)
+    lines = -(-len(groups) // columns)
+    figure: Any
+    with _plots.picture(height=2.5 * lines + 0.5) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, (problem, rows) in itertools.zip_longest(
+            grid, groups.items(), fillvalue=("", [])
+        ):
+            axes.set_visible(bool(rows))
+            _draw_over_cost(axes, rows)
+            axes.set_title(f"{problem}: Δm (%)")
+        for axes in grid[-columns:]:
+            axes.set_xlabel("time of a step over that of the mean of the losses")
+        shown = [(place, {"marker": mark}) for place, mark in MARKS.items()]
+        handles = [
+            grid[0].plot([], [], color="#444444", linestyle="", markersize=5, label=name, **own)[0]
+            for name, own in [*shown, ("hollow: looks seldom", {"marker": "o", "fillstyle": "none"})]
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def _draw_over_cost(axes: Any, rows: Sequence[Row]) -> None:
+    seldom = max((row.form.every for row in rows), default=1)
+    ends = {}
+    for row in rows:
+        x, each = row.figures["step"], row.figures["delta_m"]
+        if row.form.method not in COLOURS:
+            axes.plot(x, each["mean"], "x", color="#888888", markersize=4)
+            axes.annotate(row.form.method, (x, each["mean"]), xytext=(-4, 0), ha="right",
+                          va="center", textcoords="offset points", color="#666666")  # fmt: skip
+            continue
+        if row.form.every not in (1, seldom):
+            continue
+        colour = COLOURS[row.form.method]
+        fill = "full" if row.form.every == 1 else "none"
+        axes.plot(
+            x, each["mean"], MARKS[row.form.place], color=colour, markersize=5, fillstyle=fill
+        )
+        axes.plot([x, x], [each["low"], each["high"]], color=colour, linewidth=0.8)
+        if row.form == row.form.reference:
+            axes.plot([0.9, x], 2 * [each["mean"]], ":", color=colour, linewidth=0.8, zorder=0)
+            ends[row.form.method] = each["mean"], colour
+    axes.set_xscale("log")
+    _plots.plain_numbers(axes.xaxis)
+    _plots.label_ends(axes, ends)
 
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
