@@ -164,7 +164,9 @@ def train(compiled: Compiled, arm: "_train.Arm", *_: Any) -> dict[str, Array]:
     return {split: np.stack(metrics).reshape(shape) for split, metrics in found.items()}
 
 
-def measure(cell: Cell, compiled: Mapping[Form, Compiled], data: Data, rounds: int) -> Any:
+def measure(
+    cell: Cell, compiled: Mapping[Form, Compiled], data: Data, rounds: int
+) -> dict[str, dict[str, float]]:
     """By form the time of a step over that of the mean of the losses, within a round."""
     from famo_jax.experiments import _train
 
@@ -221,11 +223,13 @@ def run(options: argparse.Namespace, session: "_train.Session") -> Runs:
             for pair, own in chosen.items()
         ]
 
-    runs, times = _train.run(plan(), session), {}
+    runs = _train.run(plan(), session)
+    times: dict[str, dict[str, float]] = {}
     for name, cell in cells.items():
         tell = session.row(f"{name}: time of a step")
         tell("measuring")
-        times[name] = measure(cell, compiled[name], data[name, reporting], options.rounds)
+        found = measure(cell, compiled[name], data[name, reporting], options.rounds)
+        times |= {f"{name}: {form}": own for form, own in found.items()}
         tell("done")
     return runs._replace(facts=runs.facts | {"times": times})
 
@@ -267,7 +271,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
             "above": _statistics.estimate(delta_m[form] - delta_m[form.reference]),
             "learning_rate": setting["learning_rate"],
             "at_end": bool(_statistics.edges([setting], {"learning_rate": tried})),
-            "step": times[problem][str(form)]["median"],
+            "step": times[name]["median"],
         }
 
     found: dict[str, Any] = {}
@@ -410,18 +414,18 @@ def draw(summary: Summary) -> Any:
     figure: Any
     with _plots.picture(height=2.5 * lines + 0.5) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes, (problem, rows) in itertools.zip_longest(
-            grid, groups.items(), fillvalue=("", [])
-        ):
-            axes.set_visible(bool(rows))
+        for axes, (problem, rows) in zip(grid, groups.items(), strict=False):
             _draw_over_cost(axes, rows)
             axes.set_title(f"{problem}: Δm (%)")
-        for axes in grid[-columns:]:
+        for axes in grid[len(groups) :]:
+            axes.set_visible(False)
+        for axes in grid[len(groups) - columns : len(groups)]:
             axes.set_xlabel("time of a step over that of the mean of the losses")
         shown = [(place, {"marker": mark}) for place, mark in MARKS.items()]
+        hollow = {"marker": "o", "fillstyle": "none"}
         handles = [
             grid[0].plot([], [], color="#444444", linestyle="", markersize=5, label=name, **own)[0]
-            for name, own in [*shown, ("hollow: looks seldom", {"marker": "o", "fillstyle": "none"})]
+            for name, own in [*shown, ("hollow: looks seldom", hollow)]
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure

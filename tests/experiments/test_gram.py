@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from famo_jax import _method
+from famo_jax import _method, famo, loss_weights
 from famo_jax.aggregation import _aggregator
 from famo_jax.experiments import _files, _methods, _tables, _train, gram
 
@@ -162,18 +162,14 @@ def test_one_network_after_the_other_is_the_same_training():
 
 
 def test_famo_stands_beside_at_the_gamma_that_is_advised():
-    state = gram.YARDSTICKS["famo"].make(4).init(None)
-    assert state.normalizer is None
-    tx = _methods.METHODS["famo-ema-no-c"].make(4, gamma=0.025)
-    own, other = gram.YARDSTICKS["famo"].make(4), tx
-    states = [each.init(None) for each in (own, other)]
+    own = gram.YARDSTICKS["famo"].make(4)
+    advised = famo(4, normalizer=None, smoothing=0.9, weight_decay=0.1 / 4)
+    states = [own.init(None), advised.init(None)]
     for losses in ([1.0, 2.0, 3.0, 4.0], [0.5, 2.0, 2.0, 4.0], [0.4, 1.0, 2.0, 4.0]):
-        updated = [
-            tx.update((), state, losses=jnp.array(losses))[1]
-            for tx, state in zip((own, other), states, strict=True)
-        ]
-        states = updated
-    np.testing.assert_array_equal(*(state.logits for state in states))
+        for index, tx in enumerate((own, advised)):
+            _, states[index] = tx.update((), states[index], losses=jnp.array(losses))
+    np.testing.assert_array_equal(states[0].logits, states[1].logits)
+    np.testing.assert_array_equal(*(loss_weights(jnp.array(losses), state) for state in states))
     assert np.ptp(states[0].logits) > 1e-3
 
 
@@ -252,12 +248,12 @@ def test_the_tables_say_what_is_worse_and_what_is_better():
     summary = made_up()
     printed = _tables.text(gram.tables(summary))
     overall = {tuple(line.split()) for line in printed.splitlines()}
-    # Above by 9 and -11 of features: mgda, +-12, is undecided, and nash-mtl, +-3, is not.
-    assert ("features", "step", "1", "1", "3.90", "3.90") in overall
-    # 10 * 2 - 25 = -5 and -25.
+    # Above by 9 on digits and by -11 on molecules: by +-12 nothing is decided, by +-3 both are.
+    assert ("last", "layer", "step", "1", "1", "6.90", "6.90") in overall
+    # By -5 and -25: of four cases one is undecided.
     assert ("features", "25", "steps", "0", "3", "1.50", "1.50") in overall
     assert ("parameters", "step", "9.90", "9.90") in overall
     row = next(line for line in printed.splitlines() if line.split()[:1] == ["nash-mtl"])
     assert row.split() == ["nash-mtl", "50.0±1.0", "9.90", "50.0±1.0", "9.90"]
-    row = [line.split() for line in printed.splitlines() if line.startswith("mgda       par")]
+    row = [line.split() for line in printed.splitlines() if "mgda  " in line][1:]
     assert row[0] == ["mgda", "parameters", "9.90", "-25.0±12.0", "7.50"]
