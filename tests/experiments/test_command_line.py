@@ -106,6 +106,16 @@ OPTIONS = {
         ("--gamma 0.1 0.10", "expected each value once"),
         ("--batch-size 1000000", "held in memory"),
     ],
+    "gram": [
+        ("--problems waves", "--problems: expected any of digits, molecules, standardised"),
+        ("--methods pcgrad", "--methods: expected any of mgda, cagrad, nash-mtl, imtl-g"),
+        ("--every 0", "--every: expected a positive integer, got '0'"),
+        ("--every 5 5", "--every: expected each value once, got 5 twice"),
+        ("--rounds 1", "--rounds: expected at least 2, got 1"),
+        ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
+        ("--steps 100000000", "held in memory"),
+        ("--resume", "unrecognized arguments: --resume"),
+    ],
     "regression": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
         ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
