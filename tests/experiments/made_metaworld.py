@@ -29,6 +29,9 @@ class MT1:
 class Point:
     max_path_length = 500
 
+    def __init__(self, reward_function_version="v2"):
+        self.unit = {"v1": 10, "v2": 1}[reward_function_version]
+
     def set_task(self, task):
         self.task = task
 
@@ -46,8 +49,8 @@ class Point:
         self.steps += 1
         self.at = self.at + 0.05 * np.asarray(action)[:3]
         distance = float(np.linalg.norm(self.at - self.task.goal))
-        ends = self.steps >= self.max_path_length
-        return self.observation(), -distance, False, ends, {"success": float(distance < FAR)}
+        told = {"success": float(distance < FAR)}
+        return self.observation(), -self.unit * distance, False, False, told
 """
 
 FILES = {

@@ -298,15 +298,3 @@ def test_no_process_outlives_one_that_is_killed(tmp_path):
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     pytest.fail("it was still there after 10 s")
-
-
-# --- The simulator --------------------------------------------------------------------------------
-
-
-def test_an_expert_succeeds_in_the_simulator():
-    pytest.importorskip("metaworld")
-    with _metaworld.processes(1) as pool:
-        shown = pool.submit(_metaworld.record, "drawer-close", 3, 1, 0.0).result()
-    assert shown.success.tolist() == [True]
-    assert shown.observations.shape == (shown.lengths[0], _metaworld.OBSERVATION)
-    assert shown.actions.shape == (shown.lengths[0], _metaworld.ACTION)

@@ -9,6 +9,7 @@ Meta-World's own, 50 of a seed, and the policy sees them.
 import contextlib
 import functools
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import signal
@@ -101,11 +102,12 @@ def goals(task: str, seed: int) -> Sequence[Any]:
 
 
 @functools.cache
-def robot(task: str) -> Any:
-    """The environment of a task."""
+def robot(task: str, kind: str = "", rewards: str = "v2") -> Any:
+    """The environment of a task, one of each kind."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    return ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+    del kind
+    return ALL_V3_ENVIRONMENTS[f"{task}-v3"](reward_function_version=rewards)
 
 
 class Episodes(NamedTuple):
@@ -169,3 +171,84 @@ def run(task: str, seed: int, goal: int, act: Any) -> tuple[int, bool]:
         if told["success"]:
             return step + 1, True
     return HORIZON, False
+
+
+# --- Lanes ----------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """What a step of K robots brings."""
+
+    observations: Array  # [K, 39], float32
+    rewards: Array  # [K], float32
+    success: Array  # [K], bool
+
+
+class Lanes(NamedTuple):
+    """A robot of each task, which step side by side.
+
+    They start an episode together and end it when they are told to start another, so that what
+    comes of a step is never that of an episode after it.
+    """
+
+    parts: list[tuple[ProcessPoolExecutor, list[str]]]
+    kind: str  # robots of another kind are other robots
+    rewards: str  # "v1" or "v2"
+
+    def reset(self, seed: int, goal: int) -> Array:
+        """``[K, 39]``: all to the same number of a seed's goals."""
+        jobs = [
+            pool.submit(reset_each, tasks, self.kind, self.rewards, seed, goal)
+            for pool, tasks in self.parts
+        ]
+        return np.concatenate([job.result() for job in jobs])
+
+    def step(self, actions: Array) -> Step:
+        """By actions ``[K, 4]``."""
+        ends = np.cumsum([len(tasks) for _, tasks in self.parts])[:-1]
+        jobs = [
+            pool.submit(step_each, tasks, self.kind, self.rewards, own)
+            for (pool, tasks), own in zip(self.parts, np.split(actions, ends), strict=True)
+        ]
+        steps = [job.result() for job in jobs]
+        return Step(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
+
+
+@contextlib.contextmanager
+def lanes(tasks: Sequence[str], rewards: str = "v2", count: int | None = None) -> Iterator[Lanes]:
+    """In at most ``count`` processes; of kind "train".
+
+    Raises:
+      OSError: One of them has died.
+    """
+    require()
+    count = min(count or os.cpu_count() or 1, len(tasks))
+    cuts = [len(tasks) * part // count for part in range(count + 1)]
+    with contextlib.ExitStack() as stack:
+        parts = [
+            (stack.enter_context(processes(1)), list(tasks[first:last]))
+            for first, last in itertools.pairwise(cuts)
+        ]
+        yield Lanes(parts, "train", rewards)
+
+
+def reset_each(tasks: Sequence[str], kind: str, rewards: str, seed: int, goal: int) -> Array:
+    """Starts an episode of each."""
+    observations = []
+    for task in tasks:
+        env = robot(task, kind, rewards)
+        env.set_task(goals(task, seed)[goal])
+        observations.append(env.reset()[0])
+    return np.array(observations, np.float32)
+
+
+def step_each(tasks: Sequence[str], kind: str, rewards: str, actions: Array) -> Step:
+    """A step of each."""
+    pairs = zip(tasks, actions, strict=True)
+    told = [robot(task, kind, rewards).step(np.clip(own, -1, 1)) for task, own in pairs]
+    observations, gains, _, _, more = zip(*told, strict=True)
+    return Step(
+        np.array(observations, np.float32),
+        np.array(gains, np.float32),
+        np.array([bool(each["success"]) for each in more]),
+    )

@@ -1,0 +1,220 @@
+"""Reinforcement of ten robots: its loop, what it saves, its command; on made robots but for one."""
+
+import multiprocessing
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from famo_jax.experiments import _checkpoint, _command
+from famo_jax.experiments import mt10 as study
+from famo_jax.experiments.problems import _metaworld, sac
+from tests.experiments import made_metaworld
+
+TASKS = ["reach", "drawer-close", "window-open"]
+SMALL = ["--quick", "--tasks", *TASKS, "--horizon", "20", "--evaluate", "2", "--steps", "120"]
+SMALL += ["--random-steps", "20", "--batch-size", "4", "--width", "8", "--buffer", "120"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(made_metaworld.write(tmp_path_factory.mktemp("made")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def lanes(made):
+    with _metaworld.lanes(TASKS, count=2) as lanes:
+        yield lanes
+
+
+def options_of(tmp_path, *arguments):
+    return _command.parse(study.STUDY, [*SMALL, *arguments, "--out", str(tmp_path)])
+
+
+# --- Robots ---------------------------------------------------------------------------------------
+
+
+def test_lanes_step_every_robot_by_its_own_action(lanes):
+    first = lanes.reset(7, 0)
+    assert first.shape == (3, 39)
+    actions = np.array([[1, 0, 0, 0], [0, -5, 0, 0], [0, 0, 0.5, 9]], np.float32)
+    after = lanes.step(actions)
+    moved = (after.observations - first)[:, :3]
+    np.testing.assert_allclose(moved, 0.05 * np.clip(actions, -1, 1)[:, :3], atol=1e-6)
+    distance = np.linalg.norm(after.observations[:, :3] - after.observations[:, -3:], axis=1)
+    np.testing.assert_allclose(after.rewards, -distance, atol=1e-5)
+    # Others of another kind, and another goal.
+    other = lanes._replace(kind="evaluate")
+    np.testing.assert_array_equal(other.reset(7, 0), first)
+    other.step(-actions)
+    again = lanes.step(np.zeros((3, 4), np.float32))
+    np.testing.assert_array_equal(again.observations, after.observations)
+    assert not np.array_equal(lanes.reset(7, 1), first)
+    np.testing.assert_array_equal(lanes.reset(7, 0), first)
+
+
+def test_rewards_of_the_first_version_are_others(lanes):
+    lanes.reset(7, 0)
+    first = lanes._replace(rewards="v1")
+    first.reset(7, 0)
+    still = np.zeros((3, 4), np.float32)
+    np.testing.assert_allclose(first.step(still).rewards, 10 * lanes.step(still).rewards)
+
+
+# --- The loop -------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    pass
+
+
+def states_of(options, name, lanes, saved=None, until=None, folder=None):
+    """The states that a training saves, as they are read again."""
+    states = {}
+
+    def save(episode, state):
+        states[episode] = jax.tree.map(np.array, state._replace(took=np.zeros(4, np.float32)))
+        if folder:
+            _checkpoint.save(folder, "a", episode, state)
+        if episode == until:
+            raise KilledError
+
+    try:
+        study.train(options, name, 3, lanes, saved, save)
+    except KilledError:
+        assert until
+    return states
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("famo", []), ("si", ["--alphas", "shared", "--rewards", "v2-scaled", "--goals", "2"])],
+)
+def test_it_goes_on_to_the_bit_where_it_was_stopped(name, more, lanes, tmp_path):
+    options = options_of(tmp_path / "out", *more)
+    whole = states_of(options, name, lanes)
+    assert list(whole) == [2, 4, 6]
+    states_of(options, name, lanes, until=4, folder=tmp_path)
+    with np.load(tmp_path / "a.npz") as arrays:
+        saved = _checkpoint.Saved(*(arrays[field] for field in _checkpoint.Saved._fields))
+    resumed = states_of(options, name, lanes, saved)
+    assert list(resumed) == [6]
+    for mine, other in zip(jax.tree.leaves(resumed[6]), jax.tree.leaves(whole[6]), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    curves = resumed[6].curves
+    assert np.isfinite(curves.success).all()
+    assert np.isfinite(curves.losses).all()
+
+
+def test_what_is_learned_from_is_what_happened(lanes, tmp_path):
+    """The last transition of an episode leads to its final observation, not to a new start."""
+    options = options_of(tmp_path)
+    (*_, last) = states_of(options, "ls", lanes).values()
+    rows = sac.Transitions(*last.replay.rows)
+    assert last.replay.added == 120
+    moved = (rows.next_observations - rows.observations)[..., :3]
+    np.testing.assert_allclose(moved, 0.05 * np.clip(rows.actions, -1, 1)[..., :3], atol=1e-6)
+    follows = np.all(rows.next_observations[:, :-1] == rows.observations[:, 1:], axis=(0, 2))
+    assert follows.tolist() == [(step + 1) % 20 != 0 for step in range(119)]
+    np.testing.assert_array_equal(rows.observations[:, 0], rows.observations[:, 20])  # one goal
+    gone = rows.next_observations[..., :3] - rows.next_observations[..., -3:]
+    gone = np.linalg.norm(gone, axis=-1)
+    np.testing.assert_allclose(rows.rewards, -gone, atol=1e-5)
+    returns = rows.rewards.reshape(3, 3, 2, 20).sum(axis=-1).mean(axis=-1)
+    np.testing.assert_allclose(last.curves.returns, returns.T, rtol=1e-4)
+
+
+def test_an_evaluation_counts_success_at_any_step(lanes, tmp_path):
+    """Towards the goal and through it; or nowhere."""
+    options = options_of(tmp_path, "--horizon", "60", "--steps", "120", "--episodes", "3",
+                         "--goals", "3")  # fmt: skip
+    towards = lambda seen: np.pad(
+        np.sign(seen[:, -3:] - seen[:, :3]) * (np.abs(seen[:, -3:] - seen[:, :3]) > 0.05),
+        ((0, 0), (0, 1)),
+    )
+    np.testing.assert_array_equal(study.evaluate(options, 3, lanes, towards), np.ones(3))
+    still = lambda seen: np.zeros((len(seen), 4))
+    np.testing.assert_array_equal(study.evaluate(options, 3, lanes, still), np.zeros(3))
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_run(made, tmp_path_factory, run_study):
+    folder = tmp_path_factory.mktemp("mt10")
+    saves = ["--checkpoint-dir", str(folder / "saved")]
+    return folder, *run_study("mt10", folder / "out", *SMALL, *saves, "--methods", "ls", "famo")
+
+
+def test_a_run_prints_success_and_says_that_it_compares_nothing(whole_run):
+    folder, printed, summary = whole_run
+    assert "…" not in printed
+    assert list(summary["methods"]) == ["ls", "famo"]
+    assert "A demonstration, of one seed: it compares nothing." in printed
+    assert summary["per_second"]["updates"] > 0
+    assert summary["per_second"]["robot_steps"] > 0
+    for each in summary["methods"].values():
+        assert list(each["success_by_task"]) == TASKS
+        assert each["success"]["mean"] == pytest.approx(each["curve"][-1])
+        weights = np.array(each["task_weights"])
+        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-4)
+    assert (folder / "out" / "mt10.png").read_bytes().startswith(b"\x89PNG")
+    success, losses, weights, _ = study.draw(summary).get_axes()
+    for line in success.get_lines():
+        own = summary["methods"][line.get_label()]
+        np.testing.assert_allclose(line.get_ydata(), own["curve"])
+    for axes, field in ((losses, "losses"), (weights, "task_weights")):
+        assert axes.get_title(loc="left").endswith("of famo")
+        for line, curve in zip(axes.get_lines(), np.transpose(summary["methods"]["famo"][field]),
+                               strict=True):  # fmt: skip
+            np.testing.assert_allclose(line.get_ydata(), curve)
+
+
+def test_the_command_goes_on_where_it_was_stopped(whole_run, tmp_path, run_study):
+    """Without the second method's checkpoint, which is then trained anew."""
+    folder, _, summary = whole_run
+    saved = tmp_path / "saved"
+    shutil.copytree(folder / "saved", saved)
+    (saved / "famo 0.npz").unlink()
+    more = ["--methods", "ls", "famo", "--checkpoint-dir", str(saved), "--resume"]
+    _, again = run_study("mt10", tmp_path / "out", *SMALL, *more)
+    for name in ("ls", "famo"):
+        for field in ("curve", "losses", "task_weights", "alpha"):
+            expected = summary["methods"][name][field]
+            np.testing.assert_array_equal(again["methods"][name][field], expected)
+    (saved / "ls 0.npz").write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as exit_info:
+        study.main([*SMALL, *more, "--out", str(tmp_path / "out")])
+    assert exit_info.value.code == 2
+
+
+def test_a_process_that_dies_ends_the_run_in_one_line(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MADE_METAWORLD_DIES", "1")
+    before = set(multiprocessing.active_children())
+    with pytest.raises(SystemExit) as exit_info:
+        study.main([*SMALL, "--methods", "ls", "--out", str(tmp_path)])
+    message = "error: a process of the simulator died, for want of memory perhaps"
+    assert exit_info.value.code == message
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(timeout=10)
+        assert not child.is_alive()
+
+
+def test_the_paper_is_the_official_protocol(tmp_path):
+    options = _command.parse(study.STUDY, ["--preset", "paper", "--out", str(tmp_path)])
+    own = study.settings_of(options, study.OFFICIAL)
+    expected = sac.Settings(
+        network="mtsac", identity=False, width=400, depth=3, batch_size=128, learning_rate=3e-4,
+        clip=0, least_log_std=-20, shared_alpha=True, official_c=True, discount=0.99, tau=0.005,
+    )  # fmt: skip
+    assert own == expected
+    assert options.tasks == list(_metaworld.TASKS)
+    assert options.buffer * len(options.tasks) == 1_000_000
+    assert (options.horizon, options.random_steps, options.gamma) == (150, 1500, 0.01)
+    assert options.horizon * options.evaluate == 30_000
+    assert 1_970_000 <= options.steps <= 2_000_000
+    assert not study.settings_of(options, "famo").official_c
