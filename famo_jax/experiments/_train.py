@@ -5,9 +5,11 @@ where it is saved, or its batches are streamed, a call a stretch of steps. Every
 same initial parameters, batches and keys, seed for seed, so that differences are paired.
 """
 
+import contextlib
 import functools
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,9 @@ from famo_jax.experiments.problems._problem import Data, Problem
 
 Setting = Mapping[str, float]  # the model's "learning_rate", and what the method takes
 SEGMENTS = 10  # of a training that is saved after each
+# jaxlib shares a batch of Cholesky factorizations out among the threads on which it also waits for
+# them. Two such calls at once may wait for each other for ever, if there are two threads.
+_SOLVING = threading.Lock()
 
 
 class Arm(NamedTuple):
@@ -217,6 +222,8 @@ def train(
       on average, what was probed, and ``params`` where they are kept.
     """
     begin, advance, finish = map(jax.jit, over_all(arm))
+    alone = _SOLVING if arm.method.aggregates else contextlib.nullcontext()
+    compiled: dict[int, Any] = {}  # by how many steps
     settings = stacked(arm.settings)
     keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
     carry: Any = begin(settings, arm.problem.init(arm.seeds))
@@ -230,8 +237,11 @@ def train(
     tell("compiling and training")
     for first in range(done, arm.steps, length):
         last = min(first + length, arm.steps)
-        batches = arm.data.batches(first, last)
-        carry, new = advance(settings, carry, keys, arm.data.pool, first, batches)
+        given = settings, carry, keys, arm.data.pool, first, arm.data.batches(first, last)
+        if last - first not in compiled:
+            compiled[last - first] = advance.lower(*given).compile()
+        with alone:
+            carry, new = jax.block_until_ready(compiled[last - first](*given))
         # Behind the axes of settings and seeds is that of the steps.
         both = functools.partial(jax.tree.map, lambda *parts: jnp.concatenate(parts, axis=2))
         trace = both(trace, new) if trace else new
