@@ -245,7 +245,7 @@ def show(study: Study, runs: _files.Runs, out: Path, console: Console | None) ->
         show_tables(study, summary, console)
     out.mkdir(parents=True, exist_ok=True)
     about = {key: runs.facts[key] for key in ("settings", "environment", "seconds")}
-    settled = json.dumps([study.name, about["settings"]], sort_keys=True)
+    settled = json.dumps([study.name, _files.plain(about["settings"], None)], sort_keys=True)
     about["settings_sha256"] = hashlib.sha256(settled.encode()).hexdigest()
     kept = _files.without(summary, study.curves)
     _files.write_json(out / f"{study.name}.json", about | {"summary": kept})
