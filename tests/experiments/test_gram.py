@@ -24,22 +24,23 @@ def small(name, steps=1, batch_size=8):
 
 
 def start_of(cell, data):
-    """Parameters and the first batch."""
-    (params, _), batch = cell.problem.init([0]), jax.tree.map(lambda leaf: leaf[0, 0], data.train)
+    """Parameters, what else the model carries, and the first batch."""
+    params, state = jax.tree.map(lambda leaf: leaf[0], cell.problem.init([0]))
+    batch = jax.tree.map(lambda leaf: leaf[0, 0], data.train)
     if data.pool is not None:
         batch = jax.tree.map(lambda leaf: leaf[batch], data.pool)
-    return jax.tree.map(lambda leaf: leaf[0], params), batch
+    return params, state, batch
 
 
 @pytest.mark.parametrize("name", ["digits", "molecules", "attributes"])
 def test_the_way_over_the_features_is_the_same(name):
     cell, data = small(name)
-    params, batch = start_of(cell, data)
+    params, *given = start_of(cell, data)
     encode, heads = cell.problem.features
-    z = encode(params, (), batch, None)
+    z = encode(params, *given, None)
     assert z.shape == (8, params["narrow"]["bias"].get_value().shape[0])
-    expected, _ = cell.problem.losses(params, (), batch, None)
-    np.testing.assert_allclose(heads(params, z, (), batch, None), expected, rtol=1e-6)
+    expected, _ = cell.problem.losses(params, *given, None)
+    np.testing.assert_allclose(heads(params, z, *given, None), expected, rtol=1e-6)
 
 
 @functools.partial(_method.aggregation)
@@ -82,11 +83,11 @@ def spied(monkeypatch):
 
 def by_hand(cell, data):
     """The Gram matrix at the start, by place, in float64, from Jacobians that JAX writes out."""
-    params, batch = start_of(cell, data)
-    own = jax.jacrev(lambda p: cell.problem.losses(p, (), batch, None)[0])(params)
+    params, *given = start_of(cell, data)
+    own = jax.jacrev(lambda p: cell.problem.losses(p, *given, None)[0])(params)
     encode, heads = cell.problem.features
-    z = encode(params, (), batch, None)
-    at_z = jax.jacrev(lambda z: heads(params, z, (), batch, None))(z)
+    z = encode(params, *given, None)
+    at_z = jax.jacrev(lambda z: heads(params, z, *given, None))(z)
     taken = {"parameters": own, "last layer": own["narrow"], "features": at_z}
     found = {}
     for place, jacobian in taken.items():
@@ -127,12 +128,12 @@ def test_a_cheaper_place_takes_fewer_operations():
 
     def operations(form):
         arm = gram.arm_of("", cell, form, data, (), ())
-        each, (params, _) = _train.functions(arm), start_of(cell, data)
+        each, (*start, _) = _train.functions(arm), start_of(cell, data)
         setting, batches = (
             {"learning_rate": 1e-2},
             jax.tree.map(lambda leaf: leaf[:, 0], data.train),
         )
-        carry = jax.eval_shape(each.begin, setting, (params, ()))
+        carry = jax.eval_shape(each.begin, setting, start)
         given = setting, carry, jax.random.key(0), None, 0, batches
         return jax.jit(each.advance).lower(*given).compile().cost_analysis()["flops"]
 
