@@ -2,12 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
 
-from famo_jax.experiments import _comparison, _files, _methods, _statistics, _tables, _train
+from famo_jax.experiments import _comparison, _files, _methods, _statistics, _tables
 from famo_jax.experiments import digits as study
 from famo_jax.experiments.problems import digits
 
@@ -260,23 +259,3 @@ def test_columns_with_tasks_of_their_own_have_single_networks_of_their_own():
     assert pairs == [("a", "stl"), ("a", "ls"), ("b", "stl"), ("b", "ls")]
     pairs = _comparison.columns_of({"a": one, "b": one}, ["stl", "ls"])
     assert pairs == [("a", "ls"), ("b", "stl"), ("b", "ls")]
-
-
-def test_gradients_are_taken_where_the_problem_says():
-    """By the shapes of what is differentiated: the Gram matrix of features is cheaper."""
-    seeds = [0, 1]
-    data = digits.PROBLEM.load_data(2, seeds, 64)
-
-    def flops(place):
-        arm = _train.Arm("", digits.PROBLEM._replace(place=place), data, 2,
-                         _methods.METHODS["mgda"], [{"learning_rate": 0.01}], seeds)  # fmt: skip
-        each = _train.functions(arm)
-        variables = jax.tree.map(lambda leaf: leaf[0], arm.problem.init(seeds))
-        carry = each.begin(arm.settings[0], variables)
-        batches = jax.tree.map(lambda leaf: leaf[:, 0], data.batches(0, 2))
-        step = lambda carry: each.advance(
-            arm.settings[0], carry, jax.random.key(0), None, 0, batches
-        )
-        return jax.jit(step).lower(carry).compile().cost_analysis()["flops"]
-
-    assert flops("features") < flops("last layer") < flops("parameters")
