@@ -184,12 +184,13 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
             return _statistics.estimate(difference)
         return [_statistics.estimate(task) for task in difference.T]
 
-    # Of each seed against the mean of ls, which is fixed: so differences are linear.
-    over_ls = {}
-    if "ls" in tests:
-        base = tests["ls"].mean(axis=0)
+    # Of each seed against the mean of ls, which is fixed: so differences are linear. What is 0
+    # there, as F1 of what is never found, has no change.
+    over_ls, base = {}, tests["ls"].mean(axis=0) if "ls" in tests else np.zeros(len(names))
+    if (known := (base != 0) & np.isfinite(base)).any():
+        base = np.where(known, base, np.nan)
         over_ls = {name: _statistics.changes(test, base, higher) for name, test in tests.items()}
-    means = {name: each.mean(axis=1) for name, each in over_ls.items()}
+    means = {name: each[:, known].mean(axis=1) for name, each in over_ls.items()}
 
     def figures(name: str) -> dict[str, Any]:
         own, index = runs.arrays[name], chosen[name]

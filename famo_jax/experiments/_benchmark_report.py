@@ -118,7 +118,9 @@ def delta_m_table(summary: Summary) -> Any:
     )
     for name, each in methods.items():
         step, ranges = each.get("step_relative_to_ls"), each.get("logit_range")
-        against = [each["against"].get(other) for other in others] if "ls" in methods else []
+        against = (
+            [each.get("against", {}).get(other) for other in others] if "ls" in methods else []
+        )
         table.add_row(
             name,
             _tables.with_error(each["delta_m"], space=""),
@@ -148,7 +150,7 @@ def changes_table(summary: Summary) -> Any:
         "Change of each error against ls (%), *: zero is outside of its 95%", ["method"], tasks
     )
     for name, each in summary["methods"].items():
-        if isinstance(each["change_over_ls"], list):
+        if isinstance(each.get("change_over_ls"), list):
             table.add_row(
                 name,
                 *(

@@ -107,7 +107,7 @@ def whole_run(tmp_path_factory, run_study):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(celeba, "FILTERS", celeba.FILTERS[:1])
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        data = ["--out", str(folder / "faces"), "--count", "64", "16", "16"]
+        data = ["--out", str(folder / "faces"), "--count", "256", "16", "16"]
         make.main(["faces", *data])
         options = ["--quick", "--data", str(folder / "faces"), "--width", "16"]
         options += ["--batch-size", "8"]
@@ -165,6 +165,6 @@ def test_presets_are_the_official_settings():
 def test_a_face_alone_in_the_last_batch_is_refused(whole_run, tmp_path):
     data = ["--data", str(whole_run[0] / "faces"), "--out", str(tmp_path)]
     with pytest.raises(
-        SystemExit, match=r"^error: .* expected a batch size by which none of the 64"
+        SystemExit, match=r"^error: .* expected a batch size by which none of the 256"
     ):
-        study.main(["--quick", "--batch-size", "21", *data])
+        study.main(["--quick", "--batch-size", "255", *data])
