@@ -371,6 +371,9 @@ def draw(
                             if len(columns) <= 2 else name)  # fmt: skip
             label(above)
             draw_delta_m(below, column["methods"])
+            if len(columns) > 2:  # too narrow for more
+                below.set(xlabel="")
+                below.set_title("Δm (%)")
             if below is not grid[1][0]:
                 below.set_yticklabels([])
         handles, labels = grid[0][0].get_legend_handles_labels()

@@ -28,7 +28,7 @@ STUDY = _comparison.study(
     seconds=400,
     problems=conflicts.PROBLEMS,
     full="--steps 1500 --seeds 10 --tuning-seeds 3 --batch-size 32 --learning-rate "
-    "2e-3 6e-3 2e-2 --gamma 0 1e-3 1e-2",
+    "5e-3 2e-2 8e-2 --gamma 0 1e-3 1e-2",
     quick="--steps 100 " + _comparison.QUICK,
     pictures={"conflicts.png": draw},
 )

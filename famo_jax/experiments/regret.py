@@ -82,7 +82,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
 def tables(summary: Summary) -> list[Any]:
     """Worst and median regret, and the regret in every column."""
     headers = [*map(_brief, summary["columns"])]
-    table = _tables.new(None, ["method"], ["worst", "median", *headers])
+    table = _tables.new(None, ["method"], ["worst\n", "med-\nian", *headers])
     for name, each in summary["methods"].items():
         cells = [each["worst"], each["median"], *each["regrets"]]
         table.add_row(name, *("-" if np.isnan(cell) else f"{cell:.0f}" for cell in cells))
@@ -95,10 +95,11 @@ def tables(summary: Summary) -> list[Any]:
 
 
 def _brief(column: str) -> str:
+    """In at most four letters a line."""
     study, _, label = column.partition(", ")
-    words = {"digits": "dig.", "regression": "mol.", "attributes": "attr."}
-    unit = {"natural": "nat.", "standardised": "std."}.get(label, "")
-    return f"{words[study]}\n{unit}" if study in words else f"{label[:5]}.\n"
+    words = {"digits": "dig", "regression": "mol", "attributes": "attr"}
+    unit = {"natural": "nat", "standardised": "std"}.get(label, "")
+    return f"{words[study]}\n{unit}" if study in words else f"{label[:4]}\n"
 
 
 def draw(summary: Summary) -> Any:
@@ -123,7 +124,7 @@ def draw(summary: Summary) -> Any:
         axes.set_axisbelow(True)
         axes.set_xlabel("Δm (percentage points) above the best method of the same problem")
         axes.set_title("Regret: a dot a problem. The method on top is the one to take unseen")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper right")
     return figure
 
 
