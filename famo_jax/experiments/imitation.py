@@ -163,7 +163,7 @@ def draw(summary: Summary) -> Any:
             name: (each["success"], METHODS[name].colour, each["success_by_seed"])
             for name, each in methods.items()
         }
-        _plots.estimates(success, rows, "%: mean, 95%, each seed")
+        _plots.estimates(success, rows, "success (%): mean, 95%, each seed")
         success.axvline(100 * np.mean(list(summary["problem"]["expert"].values())), color="black",
                         linewidth=0.8)  # fmt: skip
         success.set_title("success on unseen goals (line: the expert)")
@@ -181,10 +181,12 @@ def _draw_changes(axes: Any, methods: Mapping[str, Any], names: list[str]) -> No
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(places, names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xscale("symlog", linthresh=10)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(lambda change, _: f"{change:g}")
     axes.grid(axis="x", color="#eeeeee")
-    axes.legend(loc="best")
-    axes.set_xlabel("change (%)")
-    axes.set_title("held-out error over single-task networks'")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=4, columnspacing=1)
+    axes.set_title("held-out error over single-task networks' (%)")
 
 
 EVERY = list(_metaworld.TASKS)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from famo_jax.experiments import _train
 from famo_jax.experiments import imitation as study
 from famo_jax.experiments.problems import _metaworld, robots
 from tests.experiments import made_metaworld
@@ -33,6 +34,14 @@ def made(tmp_path_factory):
         patch.syspath_prepend(made_metaworld.write(tmp_path_factory.mktemp("made")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """What a step takes is compiled for each method: once is enough."""
+    same = {"q1": 1.0, "median": 1.0, "q3": 1.0}
+    times = lambda arms, **_: {arm.name: same for arm in arms}
+    monkeypatch.setattr(_train, "measure_steps", times)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +220,7 @@ def test_a_quick_run(quick):
     assert (folder / "imitation.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_success_is_that_of_the_network_that_validation_chose(made, tmp_path, run_study):
+def test_success_is_that_of_the_network_that_validation_chose(made, untimed, tmp_path, run_study):
     """At two rates, of which one learns nothing; and as a loop over episodes counts it."""
     rates = ["--learning-rate", "1e-9", "1e-2", "--methods", "ls", "--seeds", "1"]
     long = ["--steps", "400"]  # the last of two is what counts
@@ -221,7 +230,7 @@ def test_success_is_that_of_the_network_that_validation_chose(made, tmp_path, ru
     assert methods["ls"]["success"]["mean"] > 70
 
 
-def test_parts_of_a_run_are_joined(quick, tmp_path, run_study):
+def test_parts_of_a_run_are_joined(quick, untimed, tmp_path, run_study):
     _, _, both = quick
     parts = []
     for seed in range(2):

@@ -166,11 +166,16 @@ def run(task: str, seed: int, goal: int, act: Any) -> tuple[int, bool]:
     env.set_task(goals(task, seed)[goal])
     observation, _ = env.reset()
     for step in range(HORIZON):
-        action = np.clip(np.nan_to_num(act(observation)), -1, 1)
+        action = _valid(act(observation))
         observation, _, _, _, told = env.step(action)
         if told["success"]:
             return step + 1, True
     return HORIZON, False
+
+
+def _valid(action: Array) -> Array:
+    # What is no number would upset the simulator.
+    return np.asarray(np.clip(np.nan_to_num(action), -1, 1))
 
 
 # --- Lanes ----------------------------------------------------------------------------------------
@@ -245,7 +250,7 @@ def reset_each(tasks: Sequence[str], kind: str, rewards: str, seed: int, goal: i
 def step_each(tasks: Sequence[str], kind: str, rewards: str, actions: Array) -> Step:
     """A step of each."""
     pairs = zip(tasks, actions, strict=True)
-    told = [robot(task, kind, rewards).step(np.clip(own, -1, 1)) for task, own in pairs]
+    told = [robot(task, kind, rewards).step(_valid(own)) for task, own in pairs]
     observations, gains, _, _, more = zip(*told, strict=True)
     return Step(
         np.array(observations, np.float32),
