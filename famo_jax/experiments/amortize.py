@@ -107,14 +107,14 @@ def tables(summary: Summary) -> list[Any]:
     """A row for each batch size and method."""
     first = next(iter(summary["batches"].values()))
     count = len(next(iter(first.values()))["values"])
-    headers = [*(f"value {place}" for place in range(1, count + 1)), "range", "learn.\nrate"]
+    headers = [*(f"value {place}" for place in range(1, count + 1)), "range"]
     table = _tables.new(None, ["batch", "method"], headers)
     for size, methods in summary["batches"].items():
         for name, each in methods.items():
             cells = map(_tables.with_interval, each["gains"])
             label = "" if name != next(iter(methods)) else size
-            rate = f"{each['learning_rate']:g}"
-            table.add_row(label, name, *cells, f"{each['range']:.1f}", rate)
+            short = name.replace("amortized-nash-mtl", "nash-one-pass")
+            table.add_row(label, short, *cells, f"{each['range']:.0f}")
     told = {own: first[name]["values"] for name, own in OPEN.items()}
     values = "; ".join(
         f"of {own.replace('_', ' ')} {', '.join(f'{value:g}' for value in each)}"

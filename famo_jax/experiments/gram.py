@@ -264,13 +264,13 @@ def summarize(runs: Runs) -> dict[str, Any]:
 
     def figures(problem: str, delta_m: Mapping[Form, Array], form: Form) -> dict[str, Any]:
         name = f"{problem}: {form}"
+        own = _statistics.estimate(delta_m[form])
+        above = _statistics.estimate(delta_m[form] - delta_m[form.reference])
         (setting,) = arms[name]["settings"]
-        tried = [each["learning_rate"] for each in arms[f"{name} tuning"]["settings"]]
         return {
-            "delta_m": _statistics.estimate(delta_m[form]),
-            "above": _statistics.estimate(delta_m[form] - delta_m[form.reference]),
+            **{"delta_m": own["mean"], "se": own["se"]},
+            **{"above": above["mean"], "low": above["low"], "high": above["high"]},
             "learning_rate": setting["learning_rate"],
-            "at_end": bool(_statistics.edges([setting], {"learning_rate": tried})),
             "step": times[name]["median"],
         }
 
@@ -287,7 +287,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
         for form in forms:
             places = methods.setdefault(form.method, {}).setdefault(form.place, {})
             places[str(form.every)] = figures(problem, delta_m, form)
-        found[problem] = {"tasks": len(each), "methods": methods}
+        rates = [each["learning_rate"] for each in arms[f"{problem}: ls tuning"]["settings"]]
+        found[problem] = {"tasks": len(each), "rates": rates, "methods": methods}
     return found
 
 
@@ -296,7 +297,7 @@ class Row(NamedTuple):
 
     problem: str
     form: Form
-    figures: Mapping[str, Any]
+    figures: dict[str, float]
 
 
 def rows_of(summary: Summary) -> list[Row]:
@@ -321,10 +322,13 @@ def tables(summary: Summary) -> list[Any]:
         "over all, the median of the methods. famo: smoothed one-pass, without c, gamma 0.1/K."
     )
     for problem, own in _by_problem(rows).items():
-        ends = [str(row.form) for row in own if row.figures["at_end"]]
-        if ends:
-            rates = "; ".join(ends)
-            parts.append(f"{problem}, at an end of its learning rates: {rates}.")
+        rates = {"learning_rate": summary[problem]["rates"]}
+        ends: dict[str, list[str]] = {}
+        for row in own:
+            for end in _statistics.edges([{"learning_rate": row.figures["learning_rate"]}], rates):
+                ends.setdefault(end, []).append(str(row.form))
+        for end, forms in ends.items():
+            parts.append(f"{problem}, at the end of its list, {end}: {'; '.join(forms)}.")
     return parts
 
 
@@ -347,11 +351,10 @@ def overall(rows: Sequence[Row]) -> Any:
         f"Against all parameters at every step, in {cases} cases: methods on problems",
         ["gradients of", "every"],
         ["worse", "better", *(f"/ ls\n{name}" for name in problems)],
-        padding=1,
     )
     for (place, every), own in groups.items():
-        above = [row.figures["above"] for row in own]
-        worse, better = sum(e["low"] > 0 for e in above), sum(e["high"] < 0 for e in above)
+        worse = sum(row.figures["low"] > 0 for row in own)
+        better = sum(row.figures["high"] < 0 for row in own)
         counts = ("", "") if own[0].form == own[0].form.reference else (str(worse), str(better))
         each = _by_problem(own).values()
         steps = [np.median([row.figures["step"] for row in group]) for group in each]
@@ -367,9 +370,11 @@ def references(rows: Sequence[Row]) -> Any:
     title = "On all parameters at every step: Δm±standard error"
     table = _tables.new(title, ["method"], headers)
     for group in zip(*problems.values(), strict=True):
-        cells = ((_tables.with_error(row.figures["delta_m"], space=""),
-                  _ratio(row.figures["step"])) for row in group)  # fmt: skip
-        table.add_row(group[0].form.method, *itertools.chain.from_iterable(cells))
+        cells: list[str] = []
+        for row in group:
+            own_mean = {"mean": row.figures["delta_m"], "se": row.figures["se"]}
+            cells += [_tables.with_error(own_mean, space=""), _ratio(row.figures["step"])]
+        table.add_row(group[0].form.method, *cells)
     return table
 
 
@@ -385,7 +390,8 @@ def against(num_tasks: int, rows: Sequence[Row]) -> Any:
         cells: list[str] = []
         for row in group:
             is_reference = row.form == row.form.reference
-            above = "" if is_reference else _tables.with_interval(row.figures["above"])
+            interval = row.figures | {"mean": row.figures["above"]}
+            above = "" if is_reference else _tables.with_interval(interval)
             cells += [above, _ratio(row.figures["step"])]
         table.add_row(method if place == PLACES[0] else "", place, *cells)
     return table
@@ -405,17 +411,19 @@ MARKS = {"parameters": "o", "last layer": "s", "features": "^"}
 def draw(summary: Summary) -> Any:
     """Delta m over the time of a step, a panel for each problem.
 
-    Filled is what looks at every step, hollow what looks least often; from the reference, at the
-    right, a line goes to the left, on which what costs nothing lies.
+    Filled is what looks at every step, hollow what looks least often. From the reference, at the
+    right, a line goes to the left: what loses nothing lies on it or below. Bars are the intervals
+    of the distance from that line.
     """
     groups = _by_problem(rows_of(summary))
+    seldom = max(row.form.every for row in rows_of(summary))
     columns = min(len(groups), 2)
     lines = -(-len(groups) // columns)
     figure: Any
     with _plots.picture(height=2.5 * lines + 0.5) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).ravel()
         for axes, (problem, rows) in zip(grid, groups.items(), strict=False):
-            _draw_over_cost(axes, rows)
+            _draw_over_cost(axes, rows, seldom)
             axes.set_title(f"{problem}: Δm (%)")
         for axes in grid[len(groups) :]:
             axes.set_visible(False)
@@ -425,34 +433,38 @@ def draw(summary: Summary) -> Any:
         hollow = {"marker": "o", "fillstyle": "none"}
         handles = [
             grid[0].plot([], [], color="#444444", linestyle="", markersize=5, label=name, **own)[0]
-            for name, own in [*shown, ("hollow: looks seldom", hollow)]
+            for name, own in [*shown, (f"hollow: every {seldom} steps", hollow)]
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
 
 
-def _draw_over_cost(axes: Any, rows: Sequence[Row]) -> None:
-    seldom = max((row.form.every for row in rows), default=1)
+def _draw_over_cost(axes: Any, rows: Sequence[Row], seldom: int) -> None:
     ends = {}
     for row in rows:
-        x, each = row.figures["step"], row.figures["delta_m"]
+        x, y = row.figures["step"], row.figures["delta_m"]
         if row.form.method not in COLOURS:
-            axes.plot(x, each["mean"], "x", color="#888888", markersize=4)
-            axes.annotate(row.form.method, (x, each["mean"]), xytext=(-4, 0), ha="right",
-                          va="center", textcoords="offset points", color="#666666")  # fmt: skip
+            axes.plot(x, y, "x", color="#888888", markersize=4)
+            axes.annotate(row.form.method, (x, y), xytext=(-4, 0), ha="right", va="center",
+                          textcoords="offset points", color="#666666")  # fmt: skip
             continue
         if row.form.every not in (1, seldom):
             continue
         colour = COLOURS[row.form.method]
         fill = "full" if row.form.every == 1 else "none"
-        axes.plot(
-            x, each["mean"], MARKS[row.form.place], color=colour, markersize=5, fillstyle=fill
-        )
-        axes.plot([x, x], [each["low"], each["high"]], color=colour, linewidth=0.8)
+        axes.plot(x, y, MARKS[row.form.place], color=colour, markersize=5, fillstyle=fill)
         if row.form == row.form.reference:
-            axes.plot([0.9, x], 2 * [each["mean"]], ":", color=colour, linewidth=0.8, zorder=0)
-            ends[row.form.method] = each["mean"], colour
+            axes.plot([1, x], [y, y], ":", color=colour, linewidth=0.8, zorder=0)
+            ends[row.form.method] = y, colour
+        else:
+            bar = [y - row.figures["above"] + row.figures[end] for end in ("low", "high")]
+            axes.plot([x, x], bar, color=colour, linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xlim(left=0.6)  # room for the names
+    means = [row.figures["delta_m"] for row in rows]
+    if 0 < 4 * min(means) < max(means):  # one that fails would squeeze the rest
+        axes.set_yscale("log")
+        _plots.plain_numbers(axes.yaxis)
     _plots.plain_numbers(axes.xaxis)
     _plots.label_ends(axes, ends)
 

@@ -212,17 +212,12 @@ def test_a_quick_run(quick):
             assert arms[f"molecules: {name}"]["seeds"] == [0, 1]
             assert arms[f"molecules: {name} tuning"]["seeds"] == [2]
             reference = name if "," not in name else "nash-mtl, parameters, 1"
-            assert figures["delta_m"]["mean"] == pytest.approx(delta_m[name].mean(), rel=1e-4)
+            assert figures["delta_m"] == pytest.approx(delta_m[name].mean(), rel=1e-4)
             above = np.mean(delta_m[name] - delta_m[reference])
-            assert figures["above"]["mean"] == pytest.approx(above, abs=1e-2)
+            assert figures["above"] == pytest.approx(above, abs=1e-2)
             assert figures["learning_rate"] in (3e-3, 3e-2)
-            assert figures["at_end"]
             assert figures["step"] > 0
     assert rows["ls"]["step"] == 1
-
-
-def estimate(mean, half):
-    return {"mean": mean, "se": 1.0, "low": mean - half, "high": mean + half}
 
 
 def made_up():
@@ -233,15 +228,14 @@ def made_up():
         for form in gram.forms_of({"methods": ["mgda", "nash-mtl"], "every": [1, 25]}):
             place, method = gram.PLACES.index(form.place), form.method
             above = 0.0 if form == form.reference else 10 * place - form.every - 20 * shift
+            half = 12.0 if method == "mgda" else 3.0
             own = {
-                "delta_m": estimate(50 + above, 2.0),
-                "above": estimate(above, 12.0 if method == "mgda" else 3.0),
-                "learning_rate": 0.01,
-                "at_end": False,
+                **{"delta_m": 50 + above, "se": 1.0, "learning_rate": 0.1 if place else 0.01},
+                **{"above": above, "low": above - half, "high": above + half},
                 "step": 10.0 - 3 * place - form.every / 10,
             }
             methods.setdefault(method, {}).setdefault(form.place, {})[str(form.every)] = own
-        summary[problem] = {"tasks": 4, "methods": methods}
+        summary[problem] = {"tasks": 4, "rates": [1e-3, 1e-2, 0.1], "methods": methods}
     return summary
 
 
@@ -258,3 +252,27 @@ def test_the_tables_say_what_is_worse_and_what_is_better():
     assert row.split() == ["nash-mtl", "50.0±1.0", "9.90", "50.0±1.0", "9.90"]
     row = [line.split() for line in printed.splitlines() if "mgda  " in line][1:]
     assert row[0] == ["mgda", "parameters", "9.90", "-25.0±12.0", "7.50"]
+    ends = (
+        "digits, at the end of its list, learning rate 0.1: mgda, last layer, 1; mgda, last layer,"
+    )
+    assert ends in " ".join(printed.split())
+
+
+def test_the_picture_shows_delta_m_over_cost():
+    summary = made_up()
+    for axes, (problem, own) in zip(gram.draw(summary).get_axes(), summary.items(), strict=True):
+        assert axes.get_title(loc="left") == f"{problem}: Δm (%)"
+        shown = {
+            (line.get_color(), line.get_marker(), line.get_fillstyle()): line.get_xydata().tolist()
+            for line in axes.get_lines()
+            if line.get_marker() in "os^" and len(line.get_xdata()) == 1
+        }
+        assert len(shown) == 2 * 3 * 2
+        for method, places in own["methods"].items():
+            for (place, mark), (every, fill) in itertools.product(
+                gram.MARKS.items() if method in gram.COLOURS else (),
+                {"1": "full", "25": "none"}.items(),
+            ):
+                each = places[place][every]
+                found = shown[gram.COLOURS[method], mark, fill]
+                assert found == [[each["step"], each["delta_m"]]]
