@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = {
 }
 # Of a summary: what no table needs.
 CURVES = frozenset({"losses", "validation_curve", "scale", "task_weights", "test_by_seed"})
+EPOCHS = Option(_command.whole, "of a training; by the preset. 0: only a step is timed")
 STL = "stl"  # a network for each task, an arm each: "stl-TASK"
 
 
@@ -102,7 +103,7 @@ def train(
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     data = problem.load_data(0, seeds, options.batch_size)
     assert data.epoch
-    steps = options.epochs * data.epoch
+    steps = max(options.epochs, 1) * data.epoch
 
     def arm(name: str, method: str, own: "Problem") -> _train.Arm:
         settings = settings_of(METHODS[method], options)
@@ -120,14 +121,15 @@ def train(
         for start in range(0, len(arms), size):
             yield arms[start : start + size]
 
-    runs = _train.run(plan(), session)
+    runs = _train.run(plan(), session) if options.epochs else Runs({"arms": {}}, {})
     times = {}
-    if not options.quick:
+    if not options.quick or not options.epochs:
         tell = session.row("time of a step")
         tell("measuring")
         names = dict.fromkeys(["ls", *(name for name in options.methods if name != STL)])
         timed = [arm(name, name, problem) for name in names]
-        times = _train.measure_steps(timed, steps=4, rounds=9)
+        steps_and_rounds = (4, 9) if options.epochs else (1, 5)
+        times = _train.measure_steps(timed, *steps_and_rounds)
         tell("done")
     of_problem = {
         **facts,
@@ -237,6 +239,7 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
         "preset": runs.facts["settings"]["preset"],
         "epochs": runs.facts["settings"]["epochs"],
         "stl": dict(zip(names, stl["test"], strict=True)) if own_stl else {},
+        "steps": {} if chosen else times,
         "methods": {name: figures(name) for name in order},
     }
 

@@ -16,7 +16,9 @@ MANY = 12  # more metrics than that do not fit into 80 columns
 
 def tables(title: str, data: Callable[[Summary], str], summary: Summary) -> list[Any]:
     """Metrics beside the paper's, delta m, changes against the mean of the losses."""
-    parts = [notes(data, summary)]
+    parts: list[Any] = [notes(data, summary)]
+    if summary["steps"]:
+        return [*parts, steps_table(summary)]
     if len(summary["problem"]["tasks"]) <= MANY:
         parts += [errors_table(title, summary), delta_m_table(summary)]
         parts += [changes_table(summary)] if "ls" in summary["methods"] else []
@@ -28,7 +30,7 @@ def tables(title: str, data: Callable[[Summary], str], summary: Summary) -> list
 def notes(data: Callable[[Summary], str], summary: Summary) -> str:
     """What was run, on what data."""
     problem, methods = summary["problem"], summary["methods"]
-    seeds = sorted({len(each["seeds"]) for each in methods.values()})
+    seeds = sorted({len(each["seeds"]) for each in methods.values()}) or [1]
     counted = "a seed" if seeds == [1] else f"{' or '.join(map(str, seeds))} seeds"
     lines = [
         f"Preset {summary['preset']}: {problem['parameters']:,} parameters, "
@@ -83,6 +85,24 @@ def pooled_table(summary: Summary) -> Any:
     table = _tables.new("The same over all pixels, not batch by batch", ["method"], names)
     for name, each in summary["methods"].items():
         table.add_row(name, *cells(each["pooled"], tasks))
+    return table
+
+
+def steps_table(summary: Summary) -> Any:
+    """What a step costs, where nothing was trained: of all methods in turns."""
+    headers = ("seconds", "quartiles", "/ ls", "memory\n(MiB)", "GFLOP", "/ ls")
+    table = _tables.new("A training step; temporary memory", ["method"], headers, padding=1)
+    base = summary["steps"]["ls"]
+    for name, each in summary["steps"].items():
+        table.add_row(
+            name,
+            f"{each['median']:.3g}",
+            f"{each['q1']:.3g}-{each['q3']:.3g}",
+            f"{each['median'] / base['median']:.2f}",
+            f"{each['temporary_bytes'] / 2**20:.0f}",
+            f"{each['operations'] / 1e9:.3g}",
+            f"{each['operations'] / base['operations']:.2f}",
+        )
     return table
 
 

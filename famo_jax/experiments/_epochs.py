@@ -101,7 +101,7 @@ def train(
       save: Called with the number of steps made and the state, after each epoch.
       tell: Called with what is being done.
       score: What is least at the best epoch. None: the last epochs count.
-      last: How many. Their mean is what is returned, the best epoch is the last.
+      last: How many at most. Their mean is what is returned, the best epoch is the last.
       reduce: What scales the learning rate after each epoch. None: nothing.
 
     Returns:

@@ -49,7 +49,7 @@ OPTIONS = {
     ),
     "width": number_of("channels of its first level"),
     "batch_size": number_of("scenes of a step"),
-    "epochs": number_of("of a training"),
+    "epochs": _benchmark.EPOCHS,
     "halve_every": number_of("epochs after which the learning rate is halved"),
     "last": number_of("epochs, of whose metrics the mean counts"),
     "at_once": number_of("methods that are trained beside each other"),
@@ -105,7 +105,7 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
     trained_by = functools.partial(
         _epochs.train,
         score=None,
-        last=min(options.last, options.epochs),
+        last=options.last,
         reduce=_epochs.stairs(options.halve_every),
     )
     return _benchmark.train(

@@ -372,9 +372,13 @@ def interleaved_seconds(
 
 
 def measure_steps(arms: Sequence[Arm], steps: int = 20, rounds: int = 25) -> dict[str, Any]:
-    """The seconds of a training step of one network, by arm: median and quartiles."""
+    """The seconds of a training step of one network, by arm: median and quartiles.
 
-    def compiled(arm: Arm) -> Callable[[], Any]:
+    Beside them the bytes of temporary memory and the operations that the compiler counts, the
+    latter of one step.
+    """
+
+    def compiled(arm: Arm) -> Any:
         each = functions(arm)
         setting = {name: values[0] for name, values in stacked(arm.settings).items()}
         variables = jax.tree.map(lambda leaf: leaf[0], arm.problem.init(arm.seeds[:1]))
@@ -385,12 +389,21 @@ def measure_steps(arms: Sequence[Arm], steps: int = 20, rounds: int = 25) -> dic
             return each.advance(setting, carry, jax.random.key(0), pool, 0, batches)
 
         arguments = setting, variables, arm.data.pool, batches
-        return functools.partial(jax.jit(several).lower(*arguments).compile(), *arguments)
+        return jax.jit(several).lower(*arguments).compile(), arguments
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        calls = dict(zip([arm.name for arm in arms], pool.map(compiled, arms), strict=True))
+        programs = dict(zip([arm.name for arm in arms], pool.map(compiled, arms), strict=True))
     counted = min(steps, arms[0].steps)
+    calls = {name: functools.partial(own, *given) for name, (own, given) in programs.items()}
     return {
-        name: _statistics.quartiles(np.array(values) / counted)
+        name: _statistics.quartiles(np.array(values) / counted) | _counted(programs[name][0])
         for name, values in interleaved_seconds(calls, rounds).items()
+    }
+
+
+def _counted(program: Any) -> dict[str, float]:
+    memory, operations = program.memory_analysis(), program.cost_analysis()
+    return {
+        "temporary_bytes": float(getattr(memory, "temp_size_in_bytes", np.nan)),
+        "operations": float((operations or {}).get("flops", np.nan)),
     }

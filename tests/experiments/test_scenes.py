@@ -242,6 +242,19 @@ def test_presets_are_the_official_settings():
         assert study.PRESETS["tiny"].keys() == study.PRESETS["paper"].keys()
 
 
+def test_without_an_epoch_a_step_of_each_method_is_measured(rooms, tmp_path, run_study):
+    """The second pass, whose statistics count, is computed once: a third of a plain step."""
+    own = ["--epochs", "0", "--augment", "no", "--data", str(rooms), "--methods", "famo", "mgda"]
+    printed, summary = run_study("nyuv2", tmp_path, *SIZES, *own)
+    assert set(summary["steps"]) == {"ls", "famo", "mgda"}
+    cost = {name: each["operations"] for name, each in summary["steps"].items()}
+    assert 1.2 < cost["famo"] / cost["ls"] < 1.45
+    assert 1.0 < cost["mgda"] / cost["ls"] < 2
+    assert all(each["temporary_bytes"] > 0 for each in summary["steps"].values())
+    assert "A training step" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
 # --- CityScapes, single-task networks -------------------------------------------------------------
 
 
