@@ -27,6 +27,7 @@ class Method(NamedTuple):
     control: str = ""  # the same method with its logits frozen
     has_logits: bool = False
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
+    remembers: bool = False  # it remembers them, so they are those of the parameters
 
 
 OTHER = "#aaaaaa"  # the colour of methods that are beside the point
@@ -74,6 +75,7 @@ def _of_the_library() -> dict[str, Method]:
                     OTHER,
                     functools.partial(make, own=own, takes=takes),
                     aggregates=name in aggregation.__all__,
+                    remembers=name in ("db_mtl", "moco", "excess_mtl"),
                 )
     return found
 

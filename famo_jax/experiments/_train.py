@@ -90,6 +90,7 @@ class Functions(NamedTuple):
 def functions(arm: Arm) -> Functions:
     """Of one network: of one setting and one seed."""
     problem, method = arm.problem, arm.method
+    place = "parameters" if method.remembers else problem.place
 
     def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
         more = {name: setting[name] for name in method.takes}
@@ -123,14 +124,14 @@ def functions(arm: Arm) -> Functions:
                 terms = list(map(of_params, problem.each))
                 losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
                 losses, new_state = jnp.stack(losses), state
-            elif method.aggregates and problem.features and problem.place == "features":
+            elif method.aggregates and problem.features and place == "features":
                 encode, heads = problem.features
                 at_features = famo_jax.losses_and_grads(heads, encoder=encode)
                 batched = state, batch, key
                 losses, grads = at_features(params, *batched, state=opt_state, where=where)
                 new_state = losses_fn(params)[1]  # of the same pass: it is computed once
             else:
-                mask = problem.last_shared if problem.place == "last layer" else None
+                mask = problem.last_shared if place == "last layer" else None
                 weighed = famo_jax.losses_and_grads(losses_fn, has_aux=True, gram_at=mask)
                 (losses, new_state), grads = weighed(params, state=opt_state, where=where)
             extra: dict[str, Any] = {"losses": losses}

@@ -2,13 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
 
-from famo_jax.experiments import _comparison, _files, _methods, _statistics, _tables
+from famo_jax.experiments import _comparison, _files, _methods, _statistics, _tables, _train
 from famo_jax.experiments import digits as study
-from famo_jax.experiments.problems import digits
+from famo_jax.experiments.problems import digits, molecules
 
 STEPS, SEEDS, TUNING = 6, 3, 2
 RATES, GAMMAS = [0.001, 0.003], [0.0, 0.01]
@@ -259,3 +260,25 @@ def test_columns_with_tasks_of_their_own_have_single_networks_of_their_own():
     assert pairs == [("a", "stl"), ("a", "ls"), ("b", "stl"), ("b", "ls")]
     pairs = _comparison.columns_of({"a": one, "b": one}, ["stl", "ls"])
     assert pairs == [("a", "ls"), ("b", "stl"), ("b", "ls")]
+
+
+@pytest.mark.parametrize("name", [*_methods.METHODS])
+def test_every_method_can_be_compared_at_the_features(name):
+    """Those that remember task gradients take them on the parameters instead."""
+    method, problem = _methods.METHODS[name], molecules.PROBLEM
+    assert problem.place == "features"
+    setting = {"learning_rate": 1e-3, **dict.fromkeys(method.takes, 0)}
+    data = jax.eval_shape(lambda: problem.load_data(2, [0], 8))
+    arm = _train.Arm("", problem, data, 2, method, [setting], [0], halved=method.measure == "fresh")
+    each = _train.functions(arm)
+    variables = jax.eval_shape(lambda: problem.init([0]))
+
+    def step(variables, rows, pool):
+        start = each.begin(setting, jax.tree.map(lambda leaf: leaf[0], variables))
+        return each.advance(setting, start, jax.random.key(0), pool, 0, rows[:, 0])
+
+    after, trace = jax.eval_shape(step, variables, data.train, data.pool)
+    assert trace.losses.shape == (2, molecules.K)
+    assert jax.tree.map(lambda leaf: leaf.shape, after.params) == jax.tree.map(
+        lambda leaf: leaf.shape[1:], variables[0]
+    )

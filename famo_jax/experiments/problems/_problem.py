@@ -75,7 +75,7 @@ def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:
     """Of a problem all of which is seen in each step."""
     del batch_size
     nothing = jnp.zeros((steps, len(seeds), 0))
-    return Data(nothing, nothing[:, :0].T, nothing[:, :0].T)
+    return Data(nothing, jnp.zeros((len(seeds), 0)), jnp.zeros((len(seeds), 0)))
 
 
 class Network(nnx.Module):
