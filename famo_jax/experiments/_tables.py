@@ -43,6 +43,8 @@ def with_interval(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
     if not estimate:
         return ""
     mean, half = estimate["mean"], (estimate["high"] - estimate["low"]) / 2
+    if abs(mean) >= 1e4:  # it failed: by how much is beside the point
+        return f"{mean:{sign}.0e}"
     decimals = 1 if abs(mean) < 100 else 0
     return f"{mean:{sign}z.{decimals}f}±{half:.{decimals}f}"
 
