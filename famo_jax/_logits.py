@@ -138,7 +138,7 @@ def task_weights(state: chex.ArrayTree) -> jax.Array:
     method_state = _method.find_state(state)
     if not hasattr(method_state, "logits"):
         raise ValueError(
-            f"`state`: expected one with task logits, got {type(method_state).__name__}, whose "
-            "method learns no task weights; what multiplies the losses is `loss_weights(losses, state)`"
+            f"`state`: expected one with task logits, got {type(method_state).__name__}, which "
+            "learns no task weights; what multiplies the losses is `loss_weights(losses, state)`"
         )
     return jax.nn.softmax(method_state.logits)
