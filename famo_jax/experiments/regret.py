@@ -123,7 +123,7 @@ def draw(summary: Summary) -> Any:
         axes.grid(axis="x", color="#eeeeee")
         axes.set_axisbelow(True)
         axes.set_xlabel("Δm (percentage points) above the best method of the same problem")
-        axes.set_title("Regret: a dot a problem. The method on top is the one to take unseen")
+        axes.set_title("Regret: a dot a problem, and a bar up to the worst")
         axes.legend(loc="upper right")
     return figure
 
