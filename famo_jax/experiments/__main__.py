@@ -38,7 +38,7 @@ def main() -> None:
         print(f"{name:12}{took}  {study.title}")
     print(
         "\npython -m famo_jax.experiments.NAME runs one, in so many seconds on two cores; --help "
-        "tells\nits options, and --quick takes under a minute.\n"
+        "tells\nits options, and --quick takes about a minute.\n"
         "python -m famo_jax.experiments.make draws data in the formats of the large benchmarks."
     )
 

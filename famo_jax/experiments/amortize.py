@@ -147,7 +147,7 @@ def draw(summary: Summary) -> Any:
 STUDY = Study(
     name="amortize",
     title="How much FAMO's gamma and the rate of amortized Nash-MTL matter",
-    seconds=200,
+    seconds=420,
     full="--steps 1500 --seeds 8 --tuning-seeds 2 --batch-size 8 64 256 "
     "--learning-rate 1.5e-3 5e-3 --gamma 0 1e-4 1e-3 1e-2 1e-1 "
     "--logits-rate 1e-3 3e-3 1e-2 3e-2 1e-1",

@@ -35,7 +35,7 @@ def facts() -> dict[str, Any]:
 STUDY = _comparison.study(
     name="attributes",
     title="Multi-task methods on forty attributes of overlapping handwritten digits",
-    seconds=400,
+    seconds=320,
     problems={"cross-entropies": attributes.PROBLEM},
     full="--steps 400 --seeds 8 --tuning-seeds 2 --batch-size 256 --learning-rate "
     "1e-2 3e-2 1e-1 --gamma 0 1e-4 1e-3",

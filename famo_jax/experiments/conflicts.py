@@ -25,7 +25,7 @@ def draw(summary: Any) -> Any:
 STUDY = _comparison.study(
     name="conflicts",
     title="Multi-task methods where tasks conflict, differ, drift, start late or come rarely",
-    seconds=400,
+    seconds=720,
     problems=conflicts.PROBLEMS,
     full="--steps 1500 --seeds 10 --tuning-seeds 3 --batch-size 32 --learning-rate "
     "5e-3 2e-2 8e-2 --gamma 0 1e-3 1e-2",

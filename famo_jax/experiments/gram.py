@@ -486,7 +486,7 @@ _INSTEAD = "in place of each problem's own"
 STUDY = Study(
     name="gram",
     title="Where task gradients are taken, and how often: quality over cost",
-    seconds=900,
+    seconds=1750,
     full="--problems digits molecules standardised attributes --seeds 10 --tuning-seeds 3 "
     "--every 1 5 25 --methods mgda cagrad nash-mtl imtl-g --rounds 15",
     quick="--problems molecules --steps 50 --seeds 2 --tuning-seeds 1 --every 1 5 "
