@@ -169,9 +169,9 @@ def parse(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
             twice = next(each for index, each in enumerate(value) if each in value[:index])
             flag = name.replace("_", "-")
             parser.error(f"argument --{flag}: expected each value once, got {twice} twice")
-    study.check(parser, options)
     files = _files.RUNS, _files.STUDY, f"{study.name}.json", *study.pictures
     output_folder(parser, "--out", options.out, *files)
+    study.check(parser, options)
     return options
 
 

@@ -277,7 +277,7 @@ def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[st
     methods = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
     return {
         "tasks": [task._asdict() for task in problem.tasks],
-        "fixed": best,
+        "fixed": best or "",
         "units_of_stl": where,
         "methods": {name: methods[name] for name in METHODS if name in methods},
     }

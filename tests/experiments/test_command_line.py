@@ -126,8 +126,14 @@ OPTIONS = {
         ("--methods ls adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--learning-rate 0", "--learning-rate: expected a finite number above 0, got '0'"),
     ],
+    "amortize": [
+        ("--steps 1000000", "--steps: expected steps x seeds x batch size of at most"),
+        ("--gamma 0 1", "--gamma: expected as many values as of --logits-rate, 5, got 2"),
+        ("--batch-size 8 8", "--batch-size: expected each value once, got 8 twice"),
+        ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),
+    ],
     "conflicts": [
-        ("--seeds 1001", "--seeds: expected seeds below 1000, which are those that choose"),
+        ("--first-seed 995", "--seeds: expected seeds below 1000, which are those that choose"),
         ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),
     ],
@@ -227,7 +233,7 @@ def test_a_full_disk_ends_in_words_after_the_table(tmp_path, capsys, limit_files
     sizes = "--methods ls --steps 2 --seeds 2 --batch-size 2 --learning-rate 0.01"
     with pytest.raises(SystemExit, match=r"^error: \[Errno \d+\] File too large$"):
         digits.main([*sizes.split(), "--out", str(tmp_path)])
-    assert "Means over 2 seeds" in capsys.readouterr().out
+    assert "Mean over 2 seeds" in capsys.readouterr().out
 
 
 def test_too_little_memory_ends_in_words():
