@@ -79,6 +79,17 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         )
     every = ALL if "all" in options.methods else ("stl", *options.methods)
     options.methods = [name for name in METHODS if name in every]
+    if {*OWN} <= {own for name in options.methods for own in METHODS[name].takes}:
+        check_even(parser, options)
+
+
+def check_even(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses to give FAMO and amortized Nash-MTL unequal numbers of values to choose from."""
+    if len(options.gamma) != len(options.logits_rate):
+        parser.error(
+            "argument --gamma: expected as many values as of --logits-rate, "
+            f"{len(options.logits_rate)}, got {len(options.gamma)}"
+        )
 
 
 def check_rows(parser: argparse.ArgumentParser, rows: int) -> None:
@@ -157,7 +168,7 @@ def run(
         done = yield [arm(*pair, every[pair], choosing) for pair in pairs]
         arms = []
         for pair in pairs:
-            found = chosen(done, every[pair], problems, *pair)
+            found = chosen(done, problems, *pair)
             settings = [every[pair][index] for index in found]
             arms.append(arm(*pair, settings, reporting, **of_reporting))
         yield arms
@@ -176,43 +187,65 @@ def _baseline(
 ) -> tuple[str, list[int], Array]:
     """Of single-task learning the column, each task's best setting, and validation there, [K]."""
     column = column if f"{column} stl choosing" in arrays else [*problems][-1]
-    problem = problems[column]
-    k = len(problem.tasks)
     own = _statistics.finite(arrays[f"{column} stl choosing"]["validation"])
-    by_task = own.reshape(k, -1, *own.shape[1:])[np.arange(k), ..., np.arange(k)].mean(axis=-1)
-    signs = np.where(_higher(problem), -1, 1)[:, None]
+    return column, *single_tasks(own, _higher(problems[column]))
+
+
+def single_tasks(validation: Array, higher_is_better: Any = False) -> tuple[list[int], Array]:
+    """Of single-task learning where each task's best rate is, and what it has there, ``[K]``.
+
+    Args:
+      validation: ``[K x rates, seeds, K]``: of each task all rates.
+      higher_is_better: Of each metric, ``[K]``.
+    """
+    k = validation.shape[-1]
+    each = np.arange(k)
+    by_task = validation.reshape(k, -1, *validation.shape[1:])[each, ..., each].mean(axis=-1)
+    signs = np.broadcast_to(np.where(higher_is_better, -1, 1), k)[:, None]
     best = list(map(_statistics.choose, signs * by_task))  # [K, rates], each by its own metric
-    indices = [task * by_task.shape[1] + rate for task, rate in enumerate(best)]
-    return column, indices, by_task[np.arange(k), best]
+    return (each * by_task.shape[1] + best).tolist(), by_task[each, best]
+
+
+def scores_of(
+    arrays: Mapping[str, Mapping[str, Any]],
+    problems: Mapping[str, Problem],
+    column: str,
+    name: str,
+) -> Array:
+    """Delta m on validation of all settings of a method, ``[settings]``."""
+    _, _, baseline = _baseline(arrays, problems, column)
+    own = _statistics.finite(arrays[f"{column} {name} choosing"]["validation"])
+    by_seed = _statistics.delta_m(own, baseline, _higher(problems[column]))
+    return np.asarray(by_seed.mean(axis=-1))
 
 
 def chosen(
     arrays: Mapping[str, Mapping[str, Any]],
-    settings: Sequence[Any],
     problems: Mapping[str, Problem],
     column: str,
     name: str,
 ) -> list[int]:
     """Which settings of a method validation chose: one, or one for each single task."""
-    _, indices, on_validation = _baseline(arrays, problems, column)
     if name == "stl":
-        return indices
-    own = _statistics.finite(arrays[f"{column} {name} choosing"]["validation"])
-    scores = _statistics.delta_m(own, on_validation, _higher(problems[column])).mean(axis=-1)
-    assert len(scores) == len(settings)
-    return [_statistics.choose(scores)]
+        return _baseline(arrays, problems, column)[1]
+    return [_statistics.choose(scores_of(arrays, problems, column, name))]
 
 
 def summarize(problems: Mapping[str, Problem], runs: Runs) -> dict[str, Any]:
     """The figures of each method in each column."""
-    options = runs.facts["settings"]
+    arms = runs.facts["arms"]
+    counts = {
+        len(own["settings"])
+        for name, own in arms.items()
+        if name.endswith(" choosing") and " stl " not in name
+    }
     return {
-        "steps": options["steps"],
-        "budget": max(len(runs.facts["arms"][name]["settings"]) for name in runs.facts["arms"]
-                      if name.endswith(" choosing") and " stl " not in name),
+        "steps": runs.facts["settings"]["steps"],
+        # One number, but where there is one learning rate alone.
+        "budget": counts.pop() if len(counts) == 1 else f"{min(counts)} to {max(counts)}",
         "problem": runs.facts["problem"],
         "columns": {column: _column(problems, column, runs) for column in problems},
-    }  # fmt: skip
+    }
 
 
 def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[str, Any]:
@@ -220,27 +253,25 @@ def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[st
     problem = problems[column]
     names = [task.name for task in problem.tasks]
     delta_m = functools.partial(_statistics.delta_m, higher_is_better=_higher(problem))
-    where, _, on_validation = _baseline(runs.arrays, problems, column)
+    where, _, _ = _baseline(runs.arrays, problems, column)
     each = np.arange(len(names))
     single = runs.arrays[f"{where} stl"]
     tests = {"stl": _statistics.finite(single["test"])[each, :, each].T}
     labels = {"stl": f"{where} stl"}
-    scores = {}
     for name in METHODS:
         label = f"{column} {name}"
         if label in arms and name != "stl":
             tests[name] = _statistics.finite(runs.arrays[label]["test"][0])
             labels[name] = label
-            own = _statistics.finite(runs.arrays[f"{label} choosing"]["validation"])
-            scores[name] = np.nanmin(
-                [*delta_m(own, on_validation).mean(axis=-1), np.inf]  # where nothing is finite
-            )
     baseline = tests["stl"].mean(axis=0)
     by_seed = {name: delta_m(test, baseline) for name, test in tests.items()}
     means = {name: test.mean(axis=0) for name, test in tests.items()}
     ranks = _statistics.mean_ranks(np.stack(list(means.values())), _higher(problem))
-    fixed = {name: scores[name] for name in FIXED if name in scores}
-    best = min(fixed, key=fixed.__getitem__) if fixed else None
+    fixed = [name for name in FIXED if name in tests]
+    scores = [scores_of(runs.arrays, problems, column, name) for name in fixed]
+    # Of each at its best setting, and of what never was finite none.
+    least = [np.nanmin([*own, np.inf]) for own in scores]
+    best = fixed[_statistics.choose(least)] if fixed else ""
     first = next(iter(problems))
     plain = times.get(f"{first} ls")
 
@@ -248,7 +279,6 @@ def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[st
         own, settings = runs.arrays[labels[name]], arms[labels[name]]["settings"]
         changes = _statistics.changes(means[name], baseline, _higher(problem))
         losses = own["losses"].mean(axis=1)
-        grid = dict(options)
         found: dict[str, Any] = {
             "test": dict(zip(names, means[name], strict=True)) if len(names) <= FEW else {},
             "change": dict(zip(names, changes, strict=True)),
@@ -256,7 +286,7 @@ def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[st
             "delta_m": _statistics.estimate(by_seed[name]),
             "mean_rank": rank,
             "learning_rate": [setting["learning_rate"] for setting in settings],
-            "edges": _statistics.edges(settings, grid),
+            "edges": _statistics.edges(settings, options),
             "delta_m_by_seed": by_seed[name],
             "test_by_seed": tests[name],
             # Of single tasks the losses are [K, points, 1], of others [1, points, K].
@@ -277,7 +307,7 @@ def _column(problems: Mapping[str, Problem], column: str, runs: Runs) -> dict[st
     methods = {name: figures(name, rank) for name, rank in zip(means, ranks, strict=True)}
     return {
         "tasks": [task._asdict() for task in problem.tasks],
-        "fixed": best or "",
+        "fixed": best,
         "units_of_stl": where,
         "methods": {name: methods[name] for name in METHODS if name in methods},
     }

@@ -93,8 +93,7 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
         held_out=options.held_out,
     )
     problem = dense.problem(own, train, test, plan)
-    if options.aggregate_at == "parameters":
-        problem = problem._replace(features=None)
+    problem = problem._replace(place=options.aggregate_at)
     facts = {
         "data": options.data,
         "size": [height, width],

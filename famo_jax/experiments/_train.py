@@ -122,7 +122,8 @@ def functions(arm: Arm) -> Functions:
             if method.aggregates and problem.each:
                 of_params = lambda term: lambda params: term(params, state, batch, key)
                 terms = list(map(of_params, problem.each))
-                losses, grads = famo_jax.losses_and_grads(terms)(params, state=opt_state)
+                by_term = famo_jax.losses_and_grads(terms)
+                losses, grads = by_term(params, state=opt_state, where=where)
                 losses, new_state = jnp.stack(losses), state
             elif method.aggregates and problem.features and place == "features":
                 encode, heads = problem.features

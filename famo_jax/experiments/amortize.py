@@ -36,11 +36,7 @@ OPEN = {  # what each leaves open
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuses batches that memory would not hold, and values that do not pair up."""
     _comparison.check_rows(parser, options.steps * options.seeds * max(options.batch_size))
-    if len(options.gamma) != len(options.logits_rate):
-        parser.error(
-            "argument --gamma: expected as many values as of --logits-rate, "
-            f"{len(options.logits_rate)}, got {len(options.gamma)}"
-        )
+    _comparison.check_even(parser, options)
 
 
 def run(options: argparse.Namespace, session: "Session") -> Runs:

@@ -80,9 +80,7 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
     make = functools.partial(
         celeba.problem, *parts, width=options.width, both_passes=options.statistics == "both"
     )
-    problem = make()
-    if options.aggregate_at == "parameters":
-        problem = problem._replace(features=None)
+    problem = make()._replace(place=options.aggregate_at)
     network = functools.partial(celeba.Network, len(celeba.TASKS), width=options.width)
     facts = {
         "data": options.data,

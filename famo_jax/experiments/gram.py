@@ -214,10 +214,10 @@ def run(options: argparse.Namespace, session: "_train.Session") -> Runs:
         }
         done = yield [arm(*pair, settings, tuning) for pair, settings in every.items()]
         chosen: dict[tuple[str, Form], list[int]] = {}
-        for name, cell in cells.items():
+        for name in cells:
             own = [done[f"{name}: {form} tuning"]["validation"] for form in (stl, *forms)]
             pairs = itertools.product([name], (stl, *forms))
-            chosen |= dict(zip(pairs, choose(own, len(cell.rates)), strict=True))
+            chosen |= dict(zip(pairs, choose(own), strict=True))
         yield [
             arm(*pair, [every[pair][index] for index in own], reporting)
             for pair, own in chosen.items()
@@ -234,24 +234,20 @@ def run(options: argparse.Namespace, session: "_train.Session") -> Runs:
     return runs._replace(facts=runs.facts | {"times": times})
 
 
-def choose(validation: Sequence[Array], num_rates: int) -> Iterator[list[int]]:
+def choose(validation: Sequence[Array]) -> Iterator[list[int]]:
     """Which settings validation chooses, of *stl*, first, and of others.
 
     Args:
       validation: ``[settings, seeds, K]`` each; the settings of *stl* are of each task all rates.
-      num_rates: How many these are.
 
     Yields:
       K places of *stl*, and one of each other.
     """
     stl, *others = map(_statistics.finite, validation)
-    k = stl.shape[-1]
-    each = np.arange(k)
-    own = stl.reshape(k, num_rates, -1, k)[each, :, :, each].mean(axis=-1)  # [K, rates]
-    best = np.array(list(map(_statistics.choose, own)))
-    yield (each * num_rates + best).tolist()
+    best, baseline = _comparison.single_tasks(stl)
+    yield best
     for metrics in others:
-        yield [_statistics.choose(_statistics.delta_m(metrics.mean(axis=1), own[each, best]))]
+        yield [_statistics.choose(_statistics.delta_m(metrics.mean(axis=1), baseline))]
 
 
 # --- What is shown --------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ OPTIONS = {
         ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),
     ],
     "conflicts": [
+        ("--gamma 0 1", "--gamma: expected as many values as of --logits-rate, 3, got 2"),
         ("--first-seed 995", "--seeds: expected seeds below 1000, which are those that choose"),
         ("--methods adam", "--methods: expected any of all, stl, ls, si, frozen"),
         ("--logits-rate 0", "--logits-rate: expected a finite number above 0, got '0'"),

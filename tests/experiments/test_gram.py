@@ -182,7 +182,7 @@ def test_validation_chooses_for_each_task_of_stl_and_once_for_others():
     single[0, :, 0, 0] = [3.0, 1.0, 2.0]
     single[1, :, 0, 1] = [np.nan, 20.0, 10.0]
     form = np.array([[[1.5, 10.0]], [[1.1, 11.0]], [[np.inf, 1.0]]])  # +25, +10, diverged
-    found = list(gram.choose([single.reshape(6, 1, 2), form, form[::-1]], 3))
+    found = list(gram.choose([single.reshape(6, 1, 2), form, form[::-1]]))
     assert found == [[1, 5], [1], [1]]
 
 

@@ -239,16 +239,18 @@ def epochs_of(
     return stream, epoch
 
 
+def for_each_seed(arrays: Any, seeds: Sequence[int]) -> Any:
+    """What is the same for all seeds, ``[seeds, ...]``, uncopied."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(seeds), *leaf.shape)), arrays)
+
+
 def held_out_of(arrays: Any, seeds: Sequence[int], batch_size: int) -> tuple[Any, ...]:
     """Batches ``[seeds, batches, batch_size, ...]`` and, where there are, the rest, uncopied."""
     leaves: list[Any]
     tree: Any
     leaves, tree = jax.tree.flatten(arrays)
     parts = zip(*(_batches(leaf, batch_size) for leaf in leaves), strict=True)
-    return tuple(
-        tree.unflatten([np.broadcast_to(leaf, (len(seeds), *leaf.shape)) for leaf in part])
-        for part in parts
-    )
+    return tuple(for_each_seed(tree.unflatten(part), seeds) for part in parts)
 
 
 def _batches(leaf: Any, size: int) -> list[Any]:

@@ -155,8 +155,7 @@ def problem(names: Sequence[str], shown: Demonstrations) -> Problem:
         # Of so many that the remainder, which is of a task's own rows, is as good as uniform.
         drawn = _problem.draw_rows(steps, seeds, k * batch_size, 6, 2**30)
         rows = drawn.reshape(*drawn.shape[:2], k, batch_size) % counts + np.array(starts)[:, None]
-        every = lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape))
-        validation, test = jax.tree.map(every, (held_out(1), held_out(2)))
+        validation, test = _problem.for_each_seed([held_out(1), held_out(2)], seeds)
         pool = jax.tree.map(jnp.asarray, pool)
         return Data(rows.astype(jnp.int32), validation, test, pool=pool)
 

@@ -59,8 +59,7 @@ def problem_of(num_tasks: int) -> Problem:
             for split, noise in enumerate((NOISE, 0.0, 0.0))
         )
         rows = _problem.draw_rows(steps, seeds, batch_size, 3, ROWS)
-        every = lambda leaf: jnp.broadcast_to(leaf, (len(seeds), *leaf.shape))
-        validation, test = jax.tree.map(every, (validation, test))
+        validation, test = _problem.for_each_seed([validation, test], seeds)
         return Data(rows, validation, test, pool=train)
 
     def init(seeds: Sequence[int]) -> Any:
