@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import famo_jax
@@ -169,3 +170,48 @@ def test_our_names_exist():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", PAGE):
         assert (ROOT / "docs" / target).exists(), target
+
+
+@pytest.mark.filterwarnings("ignore")  # what the solver thinks of the problems that it gets
+def test_heads_of_mtl_backward(x64):
+    """With K times the gradient of the heads UPGrad on the trunk is TorchJD's, step by step."""
+    torch = pytest.importorskip("torch")
+    autojac = pytest.importorskip("torchjd.autojac")
+    pytest.importorskip("quadprog")
+    from torchjd.aggregation import UPGrad
+    from torchjd.linalg import QuadprogProjector
+
+    draw = np.random.default_rng(0).normal
+    x, target = draw(size=(32, 8)), draw(size=32)
+    y = np.stack([target, -3 * target + 0.5 * draw(size=32)], axis=1)
+    start = {"trunk": draw(size=(8, 16)) / 3, "heads": np.repeat(draw(size=(16, 1)) / 4, 2, 1)}
+
+    rows, labels = map(torch.tensor, (x, y))
+    trunk = torch.tensor(start["trunk"], requires_grad=True)
+    own = [torch.tensor(start["heads"][:, i], requires_grad=True) for i in range(2)]
+    sgd, theirs = torch.optim.SGD([trunk, *own], lr=0.1), []
+    for _ in range(10):
+        z = torch.tanh(rows @ trunk)
+        losses = [((z @ own[i] - labels[:, i]) ** 2).mean() for i in range(2)]
+        sgd.zero_grad()
+        autojac.mtl_backward(losses, features=z)
+        autojac.jac_to_grad([trunk], UPGrad(projector=QuadprogProjector(reg_eps=1e-9)))
+        sgd.step()
+        theirs.append([loss.item() for loss in losses])
+
+    def losses_fn(params):
+        return jnp.mean((jnp.tanh(x @ params["trunk"]) @ params["heads"] - y) ** 2, axis=0)
+
+    shared, heads = {"trunk": True, "heads": False}, {"trunk": False, "heads": True}
+    own_loss = optax.masked(optax.scale(2.0), heads)
+    tx = optax.chain(aggregation.upgrad(shared=shared), own_loss, optax.sgd(0.1))
+    params = jax.tree.map(jnp.asarray, start)
+    state, ours = tx.init(params), []
+    for _ in range(10):
+        losses, grads = famo_jax.losses_and_grads(losses_fn)(params, state=state)
+        updates, state = tx.update(grads, state, params, losses=losses)
+        params = optax.apply_updates(params, updates)
+        ours.append(np.asarray(losses))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    rows_of = jax.jacrev(losses_fn)(jax.tree.map(jnp.asarray, start))["trunk"].reshape(2, -1)
+    assert rows_of[0] @ rows_of[1] < 0  # or UPGrad would be the mean
