@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from famo_jax.experiments import _train
 
 SI = "frozen-no-c"
+FIXED = "ls", "first-loss"  # weights that learn nothing either, at rates of their own
 ALL = slice(None)
 
 
@@ -50,7 +51,7 @@ def plan(
     tuning: slice = ALL,
     **of_controls: Any,
 ) -> "_train.Plan":
-    """Trains the controls at all rates of the model, then the forms at the rate of theirs.
+    """Trains controls and fixed weights at all rates of the model, then forms at their control's.
 
     Controls may be given a ``probe``, made of a cell's problem, and ``keep``: batches are halved.
     """
@@ -63,20 +64,18 @@ def plan(
     }
 
     def arm(cell: Cell, name: str, grid: Mapping[str, Sequence[float]]) -> _train.Arm:
-        method, more = METHODS[name], dict(of_controls)
+        method, more = METHODS[name], {}
         if method.control:
             method = method._replace(takes=tuple(each for each in grid if each != "learning_rate"))
-            more = {}
-        elif halved:
-            more["probe"] = more["probe"](cell.problem)
+        elif halved and name not in FIXED:
+            more = of_controls | {"probe": of_controls["probe"](cell.problem)}
         settings = _comparison.settings_of(method, grid)
         return _train.Arm(
             f"{cell.name} {name}", cell.problem, data[cell.name], steps, method, settings, seeds,
             settings_at_once=False, halved=halved, **more,
         )  # fmt: skip
 
-    controls = sorted({SI, *map(control_of, forms)})
-    pairs = itertools.product(cells, controls)
+    pairs = itertools.product(cells, sorted({SI, *FIXED, *map(control_of, forms)}))
     done = yield [arm(cell, name, {"learning_rate": rates}) for cell, name in pairs]
     arms = []
     for cell, form in itertools.product(cells, forms):
@@ -118,7 +117,7 @@ def scores(
     """Of these forms and their controls, by choices on validation."""
     si = chosen_rate(runs.arrays, cell, SI, tuning)
     found = Scores({}, {}, {})
-    for name in {SI, *map(control_of, forms), *forms}:
+    for name in {SI, *FIXED, *map(control_of, forms), *forms}:
         validation, test = (
             _statistics.delta_m(
                 metrics_of(runs.arrays, cell, name, split)[:, which],

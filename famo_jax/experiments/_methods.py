@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import optax
 
 from famo_jax import aggregation, famo, weighting
+from famo_jax.experiments.problems._problem import Place
 
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
@@ -27,10 +28,13 @@ class Method(NamedTuple):
     control: str = ""  # the same method with its logits frozen
     has_logits: bool = False
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
-    remembers: bool = False  # it remembers them, so they are those of the parameters
+    place: Place | None = None  # where it must take them, whatever a problem says
 
 
 OTHER = "#aaaaaa"  # the colour of methods that are beside the point
+# What remembers task gradients has those of the parameters; GradDrop needs more than their products.
+PLACES: dict[str, Place] = dict.fromkeys(("db_mtl", "excess_mtl", "moco"), "parameters")
+PLACES["graddrop"] = "features"
 
 
 def _what(measure: str) -> Any:
@@ -75,7 +79,7 @@ def _of_the_library() -> dict[str, Method]:
                     OTHER,
                     functools.partial(make, own=own, takes=takes),
                     aggregates=name in aggregation.__all__,
-                    remembers=name in ("db_mtl", "moco", "excess_mtl"),
+                    place=PLACES.get(name),
                 )
     return found
 

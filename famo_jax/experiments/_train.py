@@ -90,7 +90,7 @@ class Functions(NamedTuple):
 def functions(arm: Arm) -> Functions:
     """Of one network: of one setting and one seed."""
     problem, method = arm.problem, arm.method
-    place = "parameters" if method.remembers else problem.place
+    place = method.place or problem.place
 
     def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
         more = {name: setting[name] for name in method.takes}

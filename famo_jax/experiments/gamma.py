@@ -8,8 +8,8 @@ delta_i = z_i (Delta_i - z.Delta), so that at rest
 which is about 1/(K gamma) times the decrease of a step: a gamma that serves two tasks holds the
 logits of a thousand at zero. First with decreases that are given and constant; then in training, on
 the four tasks of the overlapping digits and on K regressions by one network: what forms of FAMO
-without c gain on the same with their logits at zero, *si*. See :mod:`famo_jax.experiments._gains`.
-Settings are chosen on validation data by some seeds, and reported on test data by others.
+without c, and fixed weights, gain on the same with its logits at zero, *si*, all in natural units.
+See :mod:`famo_jax.experiments._gains`. Settings are chosen on validation data by some seeds, and reported on test data by others.
 """
 
 import argparse
@@ -108,7 +108,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell in cells_of(settings):
         scores = _gains.scores(runs, cell.name, FORMS, slice(seeds, None), slice(seeds))
-        found[cell.name] = {"num_tasks": len(cell.problem.tasks), "forms": {}}
+        fixed = {name: scores.gain(name, other=_gains.SI) for name in _gains.FIXED}
+        found[cell.name] = {"num_tasks": len(cell.problem.tasks), "forms": {}, "fixed": fixed}
         for form in FORMS:
             every = [scores.gain(form, index) for index in range(len(scores.settings[form]))]
             by_gamma = [each for each in every if each.get("logits_rate", usual) == usual]
@@ -144,7 +145,9 @@ def tables(summary: Summary) -> list[Any]:
                 _tables.with_interval(at[GAMMA]),
                 _tables.with_interval(at[advised]),
             )
-    return [rest_table, gains, "All without c, on test; ± by 95% intervals, paired by seed."]
+        for form, gain in cell["fixed"].items():
+            gains.add_row("", form, _tables.with_interval(gain))
+    return [rest_table, gains, "On test, FAMO without c; ± by 95% intervals, paired by seed."]
 
 
 def draw(summary: Summary) -> Any:

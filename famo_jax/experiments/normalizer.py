@@ -8,7 +8,8 @@ The tasks are regressions :math:`y_i = w_i^\top x + s_i \varepsilon` on the same
 two linear layers, wide enough to hold every :math:`w_i`: what is left undone is the length of the
 steps' doing. The noise of task 0 is :math:`s_0^2 = 10^{-k}`, that of the others 1. Losses over all
 inputs are :math:`|W a_i - w_i|^2 + s_i^2`; a task's *excess* is what it has above its noise, over
-it. The model's learning rate is chosen on validation for every cell.
+it. All are in one unit, the variance of an output; beside FAMO stand methods that learn no weights.
+The model's learning rate is chosen on validation for every cell.
 """
 
 import argparse
@@ -22,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from famo_jax import famo, loss_weights
-from famo_jax.experiments import _command, _plots, _statistics, _tables
+from famo_jax import famo
+from famo_jax.experiments import _command, _comparison, _plots, _statistics, _tables
 from famo_jax.experiments._files import Array, Runs
-from famo_jax.experiments._methods import Method
+from famo_jax.experiments._methods import METHODS, Method
 from famo_jax.experiments._study import Option, Study, Summary
 from famo_jax.experiments.problems._problem import Data, Problem, Task
 
@@ -109,7 +110,8 @@ def problem_of(pairs: Sequence[tuple[int, float]]) -> Problem:
 
 
 NORMALIZERS = {"harmonic": "#d55e00", "geometric": "#009e73", "arithmetic": "#cc79a7"}
-NORMALIZERS |= {"none": "#0072b2"}
+NORMALIZERS |= {"none": "#e69f00"}
+WEIGHTS = *NORMALIZERS, *_comparison.FIXED
 SGD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 OPTIMIZERS: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
@@ -128,34 +130,31 @@ def schedule_of(setting: Mapping[str, Any], steps: int) -> optax.Schedule:
     return lambda count: setting["learning_rate"] * shape(count)
 
 
-def log_c(_: Any, __: Any, before: Any, ___: Any, losses: jax.Array) -> jax.Array:
-    """The logarithm of the c of a step, ``[]``."""
-    state = before.opt_state[-1]
-    at_one = famo(K, normalizer=None).init(None)._replace(logits=state.logits)
-    return jnp.log(jnp.sum(loss_weights(losses, state)) / jnp.sum(loss_weights(losses, at_one)))
+def method_of(name: str) -> Method:
+    """FAMO, two-pass with the paper's gamma, by the name of its normaliser; or fixed weights."""
+    own: Any = None if name == "none" else name
+    by_normalizer = METHODS["famo"]._replace(make=lambda k: famo(k, normalizer=own), takes=())
+    return by_normalizer if name in NORMALIZERS else METHODS[name]
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
-    """Trains under every optimizer, two-pass, with the paper's gamma."""
+    """Trains under every optimizer."""
     from famo_jax.experiments import _train
 
     pairs = list(itertools.product(range(options.seeds), options.nearness))
     problem = problem_of(pairs)
 
-    def arm(optimizer: str, normalizer: str) -> _train.Arm:
-        name: Any = None if normalizer == "none" else normalizer
-        method = Method("", "", lambda k: famo(k, normalizer=name), (), "two-pass", has_logits=True)
+    def arm(optimizer: str, name: str) -> _train.Arm:
         make, rates = OPTIMIZERS[optimizer]
         settings = itertools.product(range(len(SCHEDULES)), rates)
         return _train.Arm(
-            f"{optimizer} {normalizer}", problem, problem.load_data(options.steps, (), 0),
-            options.steps, method,
+            f"{optimizer} {name}", problem, problem.load_data(options.steps, (), 0),
+            options.steps, method_of(name),
             [{"schedule": index, "learning_rate": rate} for index, rate in settings],
-            range(len(pairs)), make, schedule_of, probe=log_c,
-            keep=lambda probed: {"c_decades": np.ptp(probed, axis=2) / np.log(10)},
+            range(len(pairs)), make, schedule_of,
         )  # fmt: skip
 
-    arms = [arm(*each) for each in itertools.product(options.optimizers, NORMALIZERS)]
+    arms = [arm(*each) for each in itertools.product(options.optimizers, WEIGHTS)]
     return _train.run(iter([arms]), session)
 
 
@@ -164,11 +163,9 @@ QUANTITIES = ("other tasks", "near task", "all tasks")  # of which the excess is
 
 def select(arrays: Mapping[str, Array], seeds: int) -> dict[str, Array]:
     """What came of an arm at its best rates, ``[schedules, nearnesses, seeds]``."""
-    validation, test, decades = (
+    validation, test = (
         each.reshape(len(SCHEDULES), -1, seeds, each.shape[1] // seeds, *each.shape[2:])
-        for each in (
-            arrays[name].astype(np.float64) for name in ("validation", "test", "c_decades")
-        )
+        for each in (arrays[name].astype(np.float64) for name in ("validation", "test"))
     )
     found = test[..., K:]
     with np.errstate(invalid="ignore"):
@@ -177,18 +174,18 @@ def select(arrays: Mapping[str, Array], seeds: int) -> dict[str, Array]:
         every = np.expm1(np.log1p(found).mean(axis=-1))
     best = [[_statistics.choose(rates) for rates in schedule.T] for schedule in scores]
     places = np.array(best)[:, :, None, None]
-    values = found[..., 1:].mean(axis=-1), found[..., 0], every, decades
+    values = found[..., 1:].mean(axis=-1), found[..., 0], every
     return {
         name: np.take_along_axis(np.moveaxis(each, 3, 1), places, axis=2)[:, :, 0]
-        for name, each in zip((*QUANTITIES, "c_decades"), values, strict=True)
+        for name, each in zip(QUANTITIES, values, strict=True)
     }
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
-    """By optimizer, schedule and normaliser the excess over nearnesses, and over harmonic's."""
+    """By optimizer, schedule and weights the excess over nearnesses, and over harmonic's."""
     options, geometric = runs.facts["settings"], _statistics.geometric
     summary: dict[str, Any] = {}
-    for optimizer, name in itertools.product(options["optimizers"], NORMALIZERS):
+    for optimizer, name in itertools.product(options["optimizers"], WEIGHTS):
         own, base = (
             select(runs.arrays[f"{optimizer} {each}"], options["seeds"])
             for each in (name, "harmonic")
@@ -196,7 +193,6 @@ def summarize(runs: Runs) -> dict[str, Any]:
         for index, schedule in enumerate(SCHEDULES):
             pairs = {each: (own[each][index], base[each][index]) for each in QUANTITIES}
             summary.setdefault(f"{optimizer}, {schedule}", {})[name] = {
-                "c_decades": own["c_decades"][index].mean(axis=-1),
                 "excess": {
                     each: list(map(geometric, values)) for each, (values, _) in pairs.items()
                 },
@@ -209,23 +205,25 @@ def summarize(runs: Runs) -> dict[str, Any]:
 
 
 def tables(summary: Summary) -> list[Any]:
-    """At the last nearness: the decades that c spans, and the excess over the harmonic mean's."""
-    table = _tables.new(
-        "Excess over that of the harmonic mean (95% factor)",
-        ["optimizer, schedule", "c"],
-        ["its\ndecades", *(each.replace(" ", "\n") for each in QUANTITIES)],
-    )
-    for cell, own in summary["cells"].items():
-        for name, each in own.items():
-            ratios = (_tables.ratio(each["over_harmonic"][which]) for which in QUANTITIES)
-            first, label = name == "harmonic", cell.replace("-beta2-", " b2 ")
-            decades = f"{each['c_decades'][-1]:.1f}"
-            table.add_row(label if first else "", name, decades, *(3 * ["1"] if first else ratios))
+    """By schedule: the excess over the harmonic mean's, at the last nearness."""
+    cells: Any = summary["cells"]
+    parts: list[Any] = []
+    for schedule in SCHEDULES:
+        own = [cell for cell in cells if cell.endswith(schedule)]
+        headers = [cell.partition(",")[0].replace("-beta2-", "\nbeta2 ") for cell in own]
+        title = f"{schedule} rate: excess of the other tasks over the harmonic mean's,\n"
+        table = _tables.new(title + "below it the near task's (95% factor)", ["c"], headers)
+        for name in WEIGHTS[1:]:
+            ratios = [cells[cell][name]["over_harmonic"] for cell in own]
+            shown = ("\n".join(_tables.ratio(each[which]) for which in QUANTITIES[:2])
+                     for each in ratios)  # fmt: skip
+            table.add_row(name, *shown)
+        parts.append(table)
     return [
-        table,
+        *parts,
         f"Geometric means over {summary['seeds']} seeds, paired, where the near task's least loss "
-        f"is 1e-{summary['nearness'][-1]:g}; each normaliser at its best rate. Excess: loss over "
-        "least loss, minus 1; all tasks: by mean log(1 + excess).",
+        f"is 1e-{summary['nearness'][-1]:g}; each at its best rate. Excess: loss over least loss, "
+        "minus 1. harmonic, geometric, arithmetic, none: two-pass FAMO's c; then fixed weights.",
     ]
 
 
@@ -239,10 +237,8 @@ def draw(summary: Summary) -> Any:
         for row, quantity in zip(rows, QUANTITIES[:2], strict=True):
             for axes, cell in zip(row, cells, strict=True):
                 axes.set_yscale("log")
-                series = {
-                    name: (each["excess"][quantity], NORMALIZERS[name])
-                    for name, each in summary["cells"][cell].items()
-                }
+                excess = {name: each["excess"] for name, each in summary["cells"][cell].items()}
+                series = {name: (excess[name][quantity], NORMALIZERS[name]) for name in NORMALIZERS}
                 label = "near task's least loss" if quantity == QUANTITIES[1] else ""
                 _plots.over_values(axes, values, series, label, labelled=axes is row[-1])
                 axes.set_title(f"{quantity}, {cell.partition(',')[0]}")

@@ -68,7 +68,7 @@ def cells_of(settings: Any) -> list[_gains.Cell]:
 
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
-    """Trains controls and forms, both with c and without."""
+    """Trains controls, fixed weights and forms, both with c and without."""
     from famo_jax.experiments import _train
 
     seeds, cells = range(options.seeds), cells_of(vars(options))
@@ -99,6 +99,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
         found[condition][cell.name] = {
             "gains": {form: scores.gain(form + c) for form in FORMS},
             "leads": [scores.gain(form + c, other=other + c) for form, other in LEADS],
+            "fixed": {name: scores.gain(name, other=control) for name in _gains.FIXED},
             "sums": sums({name: each[scores.chosen[control]] for name, each in own.items()}),
         }
     return found
@@ -129,13 +130,18 @@ def tables(summary: Summary) -> list[Any]:
     more_title = "Differences of Δm; fall of log losses, by measure (tasks above)"
     parts: list[Any] = []
     for condition, cells in summary.items():
-        gains = _tables.new(f"{condition}: {gains_title}", ["batch"], map(short, FORMS), padding=1)
+        headers = [*map(short, FORMS), *(name.replace("-", "\n") for name in _gains.FIXED)]
+        gains = _tables.new(f"{condition}: {gains_title}", ["batch"], headers, padding=1)
         more = _tables.new(
             f"{condition}: {more_title}", ["batch"], [*leads, "held\nout", *MEASURES]
         )
         for cell, own in cells.items():
             each = own["gains"].values()
-            gains.add_row(cell, *(f"{_tables.with_interval(e)}\n{e['gamma']:g}" for e in each))
+            gains.add_row(
+                cell,
+                *(f"{_tables.with_interval(e)}\n{e['gamma']:g}" for e in each),
+                *map(_tables.with_interval, own["fixed"].values()),
+            )
             fallen = [own["sums"][name] for name in MEASURES]
             told = [f"{each['mean']:.2g} ({each['tasks_above']})" for each in fallen]
             differences = map(_tables.with_interval, own["leads"])

@@ -11,7 +11,7 @@ setting on some seeds; that with the least error is kept, and runs on other seed
 import argparse
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
         )  # fmt: skip
 
     def plan() -> _train.Plan:
-        grids = {name: _comparison.settings_of(METHODS[name], vars(options)) for _, name in pairs}
+        grids = {name: settings_of(name, vars(options)) for _, name in pairs}
         done = yield [
             arm(*pair, grids[pair[1]], options.seeds, options.tuning_seeds) for pair in pairs
         ]
@@ -118,6 +118,13 @@ def run(options: argparse.Namespace, session: Any) -> Runs:
         yield [arm(*pair, [grids[pair[1]][best[pair]]], 0, options.seeds) for pair in pairs]
 
     return _train.run(plan(), session)
+
+
+def settings_of(name: str, grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """As many for each method, weights by hand included."""
+    method = METHODS[name]
+    own = grid if "weight" in method.takes else _comparison.evenly(method, grid)
+    return _comparison.settings_of(method, own)
 
 
 def choose(errors: Array) -> int:
@@ -211,8 +218,10 @@ STUDY = Study(
     seconds=259,
     full="--problems burgers helmholtz helmholtz-shifted --steps 1500 --seeds 10 --tuning-seeds 2 "
     "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --logits-rate 5e-3 2.5e-2 "
-    "--weight 1 10 100 1000 --methods ls fixed anneal equal-norms si frozen famo famo-no-c "
-    "famo-one-pass famo-one-pass-no-c famo-ema-no-c uw first-loss nash-slope",
+    "--weight 10 100 --methods ls fixed anneal equal-norms si frozen first-loss famo famo-no-c "
+    "famo-one-pass famo-one-pass-no-c famo-ema-no-c famo-slope-no-c uw amortized-nash-mtl "
+    "nash-two-pass nash-slope nash-ema amortized-cagrad cagrad-slope amortized-mgda mgda-slope "
+    "nash-mtl cagrad mgda",
     quick="--problems burgers helmholtz --steps 100 --seeds 2 --tuning-seeds 1 --gamma 0 "
     "--learning-rate 1e-2 --weight 10 100 --methods ls equal-norms famo-no-c",
     run=run,

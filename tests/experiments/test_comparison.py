@@ -263,9 +263,10 @@ def test_columns_with_tasks_of_their_own_have_single_networks_of_their_own():
 
 
 @pytest.mark.parametrize("name", [*_methods.METHODS])
-def test_every_method_can_be_compared_at_the_features(name):
-    """Those that remember task gradients take them on the parameters instead."""
-    method, problem = _methods.METHODS[name], molecules.PROBLEM._replace(place="features")
+@pytest.mark.parametrize("place", ["features", "last layer"])
+def test_every_method_can_be_compared_wherever_task_gradients_are_taken(place, name):
+    """Those that cannot take them there have a place of their own."""
+    method, problem = _methods.METHODS[name], molecules.PROBLEM._replace(place=place)
     setting = {"learning_rate": 1e-3, **dict.fromkeys(method.takes, 0)}
     data = jax.eval_shape(lambda: problem.load_data(2, [0], 8))
     arm = _train.Arm("", problem, data, 2, method, [setting], [0], halved=method.measure == "fresh")

@@ -54,7 +54,11 @@ def test_settings_are_chosen_by_other_seeds_than_those_that_report():
     """Seeds 0 and 1 report, 2 chooses; the control's rate too."""
     cell = "digits, batch 8"
     usual = [{"gamma": g, "logits_rate": 0.025} for g in (0.0, 1e-3, 0.025)]
-    arrays = {f"{cell} frozen-no-c": synthetic([[1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])}
+    arrays = {
+        f"{cell} {name}": synthetic([[1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])
+        for name in ("frozen-no-c", "first-loss")
+    }
+    arrays[f"{cell} ls"] = synthetic([[6.0, 9.0, 2.0], [1.0, 1.0, 4.0]])
     forms = dict(zip(gamma.FORMS, ([6, 3, 3], [9, 3, 3], [3, 3, 9]), strict=True))
     for form, second in forms.items():
         arrays[f"{cell} {form}"] = synthetic([[3.3, 3.3, 5.0], second, [1.0, 1.0, 8.0]])
@@ -62,7 +66,10 @@ def test_settings_are_chosen_by_other_seeds_than_those_that_report():
     settings = {"seeds": 2, "gamma": [0.0, 1e-3], "logits_rate": [0.025], "batch_size": [8]}
     facts = {"arms": arms, "settings": settings | {"tasks": []}, "rest": {}}
     runs = _files.Runs(facts, arrays)
-    found = gamma.summarize(runs)["cells"][cell]["forms"]
+    whole = gamma.summarize(runs)["cells"][cell]
+    assert whole["fixed"]["first-loss"]["mean"] == 0  # the same at the same rate
+    assert whole["fixed"]["ls"]["mean"] == pytest.approx(150)  # its first rate, by seed 2: 7.5 to 3
+    found = whole["forms"]
     scores = _gains.scores(runs, cell, gamma.FORMS, slice(2, None), slice(2))
     assert scores.chosen["frozen-no-c"] == 1  # by seed 2; by the others 0
     for form, second, chosen in zip(gamma.FORMS, forms.values(), (1, 1, 0), strict=True):
@@ -119,10 +126,12 @@ def test_the_table_says_what_is_at_which_gamma():
         return {"tuned": at[2] | {"logits_rate": 0.1}, "by_gamma": at}
 
     forms = {form: own(10 * index) for index, form in enumerate(gamma.FORMS)}
-    summary = {"rest": {}, "cells": {"cell": {"num_tasks": 2, "forms": forms}}}
+    fixed = {"first-loss": _statistics.estimate([7.0, 7.0])}
+    summary = {"rest": {}, "cells": {"cell": {"num_tasks": 2, "forms": forms, "fixed": fixed}}}
     rows = [line.split() for line in _tables.text(gamma.tables(summary)).splitlines()]
     names = "two-pass", "one-pass", "ema"
     found = {name: row[row.index(name) + 1 :] for name in names for row in rows if name in row}
     for index, name in enumerate(names):
         shown = [f"+{10 * index + value:.1f}±0.0" for value in (0.05, 1e-3, 0.05)]
         assert found[name] == [shown[0], "0.05", "0.1", *shown[1:]]
+    assert ["first-loss", "+7.0±0.0"] in rows

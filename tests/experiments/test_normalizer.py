@@ -9,8 +9,8 @@ import optax
 import pytest
 import scipy.stats
 
-from famo_jax import famo
-from famo_jax.experiments import _statistics, _train
+from famo_jax import loss_weights
+from famo_jax.experiments import _methods, _statistics
 from famo_jax.experiments import normalizer as study
 
 
@@ -48,11 +48,14 @@ def test_c_is_scipys_mean_weighted_by_z(name):
         "arithmetic": np.average(losses, weights=z),
         "none": 1.0,
     }
-    state = famo(study.K, normalizer=None if name == "none" else name).init(None)
-    state = state._replace(logits=jnp.asarray(logits))
-    before = _train.Carry(jnp.zeros(2), (state,), ())
-    log_c = study.log_c(None, None, before, None, jnp.asarray(losses))
-    assert log_c == pytest.approx(np.log(expected[name]), abs=1e-5)
+    state = study.method_of(name).make(study.K).init(None)._replace(logits=jnp.asarray(logits))
+    c = jnp.asarray(losses) * loss_weights(jnp.asarray(losses), state) / z
+    np.testing.assert_allclose(c, expected[name], rtol=1e-5)
+
+
+def test_fixed_weights_are_those_of_the_other_studies():
+    for name in study.WEIGHTS[len(study.NORMALIZERS) :]:
+        assert study.method_of(name) is _methods.METHODS[name]
 
 
 def test_schedules():
@@ -73,15 +76,15 @@ def test_each_cell_has_the_rate_that_is_best_for_it():
         validation[schedule, rate, :, near] = float(rate != best[schedule, near])
         test[schedule, rate, :, near, study.K :] = 8 * schedule + 4 * rate + 2 * near + 1
         test[schedule, rate, :, near, study.K] += 100  # the near task
-    arrays = {"validation": validation, "test": test, "c_decades": test[..., -1]}
-    arrays = {name: each.reshape(4, 6, *each.shape[4:]) for name, each in arrays.items()}
+    arrays = {
+        name: each.reshape(4, 6, -1) for name, each in (("validation", validation), ("test", test))
+    }
     found = study.select(arrays, seeds=3)
     expected = 8 * np.arange(2)[:, None] + 4 * best + 2 * np.arange(2) + 1
     np.testing.assert_allclose(found["other tasks"], np.repeat(expected[..., None], 3, axis=-1))
     np.testing.assert_allclose(found["near task"][..., 0], expected + 100)
     every = np.exp((3 * np.log(1 + expected) + np.log(101 + expected)) / 4) - 1
     np.testing.assert_allclose(found["all tasks"][..., 0], every)
-    np.testing.assert_allclose(found["c_decades"][..., 0], expected)
 
 
 def test_a_ratio_is_paired_by_seed():
@@ -99,14 +102,12 @@ def test_a_quick_run(tmp_path, run_study):
     assert "…" not in printed
     assert list(summary["cells"]) == ["adam, constant", "adam, cosine"]
     for cells in summary["cells"].values():
-        assert list(cells) == list(study.NORMALIZERS)
+        assert list(cells) == list(study.WEIGHTS)
         for name, cell in cells.items():
             for quantity in study.QUANTITIES:
                 own, base = (each["excess"][quantity] for each in (cell, cells["harmonic"]))
                 ratio = cell["over_harmonic"][quantity]["mean"]
                 assert ratio == pytest.approx(own[-1]["mean"] / base[-1]["mean"], rel=1e-3)
-            assert (cell["c_decades"] == [0, 0]) == (name == "none")
-        assert cells["harmonic"]["c_decades"][1] > 1
     for axes, quantity in zip(study.draw(summary).get_axes(), study.QUANTITIES, strict=False):
         for bars in axes.containers:
             own = summary["cells"]["adam, cosine"][bars.get_label()]["excess"][quantity]

@@ -109,9 +109,10 @@ def of_network(
     task_metrics: Any,
     inputs: Callable[[Any], jax.Array],
     units: Callable[[Sequence[int]], tuple[Any, ...]] = lambda seeds: (),
-    place: Place = "parameters",
 ) -> Problem:
     """A problem of a :class:`Network`, which has nothing but parameters and needs no key.
+
+    Aggregation methods compare task gradients on the layer that makes the features.
 
     Args:
       network: Makes it.
@@ -121,7 +122,6 @@ def of_network(
       task_metrics: ``(params, held_out, *units)``.
       inputs: The network's, of a batch.
       units: Of seeds, ``[seeds, ...]``: what of the training data losses and metrics depend on.
-      place: Where aggregation methods take task gradients.
     """
     encode: Any = lambda params, batch: merged(network, params).features(inputs(batch))
     is_narrow: Any = lambda path, _: path[0] == jax.tree_util.DictKey("narrow")
@@ -136,7 +136,7 @@ def of_network(
             lambda params, z, state, batch, key: task_losses(params, batch, *state, z=z),
         ),
         last_shared=functools.partial(jax.tree.map_with_path, is_narrow),
-        place=place,
+        place="last layer",
     )
 
 

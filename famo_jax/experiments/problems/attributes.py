@@ -151,5 +151,5 @@ def base_rates(seeds: Sequence[int]) -> tuple[Array]:
 
 
 PROBLEM = _problem.of_network(
-    network, TASKS, load_data, task_losses, task_metrics, digits.inputs, base_rates, "last layer"
+    network, TASKS, load_data, task_losses, task_metrics, digits.inputs, base_rates
 )

@@ -187,7 +187,7 @@ def task_metrics(params: chex.ArrayTree, molecules: Molecules, mean: Any, unit: 
 PROBLEM, STANDARDISED = (
     _problem.of_network(
         network, TASKS, load_data, task_losses, task_metrics, inputs,
-        functools.partial(units, standardised=standardised), "last layer",
+        functools.partial(units, standardised=standardised),
     )
     for standardised in (False, True)
 )  # fmt: skip
