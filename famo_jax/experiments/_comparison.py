@@ -357,7 +357,7 @@ def _table(title: str | None, summary: Summary, names: Sequence[str]) -> Any:
         headers += [f"{above}Δm", *([f"{'' if not several else chr(10)}- fixed"] if wide else [])]
     if wide:
         headers.append("\nstep\n/ ls" if several else "step\n/ ls")
-    stars = {label: _stars(column["methods"], names) for label, column in columns.items()}
+    stars = {label: stars(column["methods"], names) for label, column in columns.items()}
     table = _tables.new(title, ["method"], headers)
     for name in names:
         cells = []
@@ -375,7 +375,7 @@ def _table(title: str | None, summary: Summary, names: Sequence[str]) -> Any:
     return table
 
 
-def _stars(methods: Mapping[str, Any], names: Sequence[str]) -> set[str]:
+def stars(methods: Mapping[str, Any], names: Sequence[str]) -> set[str]:
     """Those whose difference from the best fixed weights is certain, of those in a table."""
     gains = {name: methods[name]["gain"]["p"] for name in names if "gain" in methods.get(name, {})}
     adjusted = _statistics.holm(list(gains.values()))

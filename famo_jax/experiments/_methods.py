@@ -32,7 +32,7 @@ class Method(NamedTuple):
 
 
 OTHER = "#aaaaaa"  # the colour of methods that are beside the point
-# What remembers task gradients has those of the parameters; GradDrop needs more than their products.
+# What remembers task gradients has those of the parameters; GradDrop, as in its paper, of features.
 PLACES: dict[str, Place] = dict.fromkeys(("db_mtl", "excess_mtl", "moco"), "parameters")
 PLACES["graddrop"] = "features"
 

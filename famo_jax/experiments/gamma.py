@@ -9,7 +9,8 @@ which is about 1/(K gamma) times the decrease of a step: a gamma that serves two
 logits of a thousand at zero. First with decreases that are given and constant; then in training, on
 the four tasks of the overlapping digits and on K regressions by one network: what forms of FAMO
 without c, and fixed weights, gain on the same with its logits at zero, *si*, all in natural units.
-See :mod:`famo_jax.experiments._gains`. Settings are chosen on validation data by some seeds, and reported on test data by others.
+See :mod:`famo_jax.experiments._gains`. Settings are chosen on validation data by some seeds, and
+reported on test data by others.
 """
 
 import argparse

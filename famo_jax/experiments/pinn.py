@@ -91,6 +91,9 @@ METHODS: dict[str, Method] = {
     **{name: each for name, each in _methods.METHODS.items() if name not in ("stl", "ls")},
 }
 
+FIXED = "ls", "fixed", "si", "frozen", "first-loss"  # these learn no weights
+MAIN = (*FIXED, "anneal", "equal-norms", "famo", "famo-no-c", "uw", "nash-slope", "nash-mtl")
+
 
 def run(options: argparse.Namespace, session: Any) -> Runs:
     """Every method at all settings on some seeds, then at the best of them on others."""
@@ -136,69 +139,81 @@ def choose(errors: Array) -> int:
 def summarize(runs: Runs) -> dict[str, Any]:
     """The figures of each method on each problem. Methods share seeds: ratios are paired."""
     options = runs.facts["settings"]
+    names = options["methods"]
 
-    def figures(problem: str, name: str) -> dict[str, Any]:
-        own = runs.arrays[f"{problem} {name}"]
+    def errors(problem: str, name: str) -> Array:
+        return _statistics.finite(runs.arrays[f"{problem} {name}"]["test"][0, :, 0])
+
+    def tuned(problem: str, name: str) -> float:
+        found = _statistics.finite(runs.arrays[f"{problem} {name} tuning"]["test"][..., 0])
+        return float(_statistics.geometric(found[choose(found)])["mean"])
+
+    def figures(problem: str, name: str, best: str) -> dict[str, Any]:
         setting = runs.facts["arms"][f"{problem} {name}"]["settings"][0]
-        errors, control = _statistics.finite(own["test"][0, :, 0]), METHODS[name].control
+        own = errors(problem, name)
         found: dict[str, Any] = {
             "setting": setting,
-            "error": _statistics.geometric(100 * errors),
-            "error_by_seed": 100 * errors,
+            "error": _statistics.geometric(100 * own),
+            "error_by_seed": 100 * own,
             "edges": _statistics.edges([setting], options),
         }
-        if control in options["methods"]:
-            theirs = _statistics.finite(runs.arrays[f"{problem} {control}"]["test"][0, :, 0])
-            found["over_control"] = _statistics.geometric(errors / theirs)
-        if METHODS[name].has_logits:
-            found["logit_range_at_end"] = own["logit_range"][0, :, 0].mean()
+        if name not in FIXED and best:  # of the logarithms
+            found["gain"] = _statistics.difference(np.log(own / errors(problem, best)))
         return found
 
-    return {
-        problem: {name: figures(problem, name) for name in options["methods"]}
-        for problem in options["problems"]
-    }
+    def column(problem: str) -> dict[str, Any]:
+        fixed = [name for name in FIXED if name in names]
+        best = min(fixed, key=functools.partial(tuned, problem)) if fixed else ""
+        return {"fixed": best, "methods": {name: figures(problem, name, best) for name in names}}
+
+    budget = max(len(settings_of(name, options)) for name in names)
+    return {"budget": budget, "problems": {name: column(name) for name in options["problems"]}}
 
 
 def tables(summary: Summary) -> list[Any]:
-    """A row for each method on each problem, and what the tables leave out."""
+    """The main methods, then all others: a column for each problem."""
+    columns = summary["problems"]
+    every = list(next(iter(columns.values()))["methods"])
+    main = [name for name in every if name in MAIN]
     parts: list[Any] = []
-    for problem, methods in summary.items():
-        headers = ["error (%)", "rate", "gamma,\nweight", "logit\nrange", "error over\ncontrol's"]
-        table = _tables.new(equations.EQUATIONS[problem].title, ["method"], headers, padding=1)
-        for name, own in methods.items():
-            table.add_row(
-                name,
-                _tables.ratio(own["error"]),
-                f"{own['setting']['learning_rate']:g}",
-                " ".join(f"{own['setting'][each]:g}" for each in METHODS[name].takes),
-                f"{own['logit_range_at_end']:.2f}" if "logit_range_at_end" in own else "",
-                _tables.ratio(own["over_control"]) if "over_control" in own else "",
+    others = [name for name in every if name not in MAIN]
+    for title, names in ((None, main), ("Other methods", others)):
+        stars = {label: _comparison.stars(own["methods"], names) for label, own in columns.items()}
+        table = _tables.new(title, ["method"], [f"{label}\nerror (%)" for label in columns], 1)
+        for name in names:
+            shown = (
+                _tables.ratio(own["methods"][name]["error"]) + ("*" if name in stars[label] else "")
+                for label, own in columns.items()
             )
-        parts.append(table)
+            table.add_row(name, *shown)
+        parts += [table] if names else []
+    fixed = (f"{own['fixed']} ({label})" for label, own in columns.items())
     parts.append(
-        "Error: relative L2, geometric mean over seeds, and the factor by which its 95% interval "
-        "extends either way; settings chosen on other seeds. The control of a form of FAMO: si "
-        "without c, else frozen; ratios are paired by seed."
+        "Error of u: relative L2, geometric mean over seeds, and the factor by which its 95% "
+        f"interval extends either way. Settings, {summary['budget']} for each method, were chosen "
+        f"on other seeds. Best fixed weights: {', '.join(fixed)}. *: p < 0.05 for the ratio to "
+        "these, paired by seed, by Holm's correction within a column of a table."
     )
-    for problem, methods in summary.items():
-        told = (
-            f"{name} {', '.join(own['edges'])}" for name, own in methods.items() if own["edges"]
-        )
-        parts.append(f"{problem}, at the end of their lists: {'; '.join(told) or 'none'}.")
-    return parts
+    edges = (
+        f"{name} {', '.join(own['methods'][name]['edges'])} ({label})"
+        for label, own in columns.items()
+        for name in main
+        if own["methods"][name]["edges"]
+    )
+    return [*parts, f"Chosen at the end of a list: {'; '.join(edges) or 'none'}."]
 
 
 def draw(summary: Summary) -> Any:
-    """The error of every method, a column for each problem."""
-    methods = max(map(len, summary.values()))
-    with _plots.picture(height=0.8 + 0.2 * methods) as figure:
-        panels = figure.subplots(1, len(summary), squeeze=False, sharey=True)[0]
-        for axes, (problem, own) in zip(panels, summary.items(), strict=True):
+    """The error of the main methods, a column for each problem."""
+    columns = summary["problems"]
+    with _plots.picture(height=3.2) as figure:
+        panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axes, (problem, own) in zip(panels, columns.items(), strict=True):
             axes.set_xscale("log")
             rows = {
                 name: (each["error"], METHODS[name].colour, each["error_by_seed"])
-                for name, each in own.items()
+                for name, each in own["methods"].items()
+                if name in MAIN
             }
             _plots.estimates(axes, rows, "error of u (%): mean, 95%, each seed")
             axes.xaxis.set_major_formatter(lambda error, _: f"{error:g}")

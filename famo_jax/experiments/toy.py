@@ -89,10 +89,18 @@ def distance_to(front: Array, losses: Array) -> Array:
     return np.reshape(distances, losses.shape[:-1])
 
 
-def _famo(name: str, **fixed: Any) -> Method:
-    """A form of the table, with the official code's bounds and without decay."""
-    make = lambda k: famo(k, weight_decay=0.0, min_losses=jnp.array(MIN_LOSSES), **fixed)
+def _bounded(name: str, factory: Any, **fixed: Any) -> Method:
+    """A method of the table, with the official code's bounds."""
+    make = lambda k: factory(k, min_losses=jnp.array(MIN_LOSSES), **fixed)
     return _methods.METHODS[name]._replace(make=make, takes=())
+
+
+def _famo(name: str, **fixed: Any) -> Method:
+    return _bounded(name, famo, weight_decay=0.0, **fixed)
+
+
+def _nash(name: str, measure: str) -> Method:
+    return _bounded(name, weighting.amortized_nash_mtl, measure=measure)
 
 
 def _clipped(method: Any, factor: float) -> Any:
@@ -108,11 +116,10 @@ METHODS: dict[str, Method] = {
     "adam": _TABLE["ls"]._replace(description="Adam on the mean"),
     "famo": _famo("famo"),
     "famo-one-pass": _famo("famo-one-pass"),
+    "famo-slope": _famo("famo-slope", measure="slope"),
     "frozen": _famo("frozen", learning_rate=0.0),
     "si": _TABLE["si"]._replace(make=lambda _: weighting.si(min_losses=jnp.array(MIN_LOSSES))),
-    "first-loss": _TABLE["first-loss"]._replace(
-        make=lambda k: weighting.first_loss(k, min_losses=jnp.array(MIN_LOSSES))
-    ),
+    "first-loss": _bounded("first-loss", weighting.first_loss),
     "mgda": _TABLE["mgda"],
     "log-mgda": _TABLE["mgda"]._replace(description="MGDA on log losses (eq. 6)", make=_log_mgda),
     # The key is without effect where there are two tasks.
@@ -122,12 +129,13 @@ METHODS: dict[str, Method] = {
     ),
     "imtl-g": _TABLE["imtl-g"],
     "nash-mtl": _TABLE["nash-mtl"],
-    "nash-slope": _TABLE["nash-slope"]._replace(
-        make=lambda k: weighting.amortized_nash_mtl(
-            k, min_losses=jnp.array(MIN_LOSSES), measure="slope"
-        ),
-        takes=(),
-    ),
+    "amortized-nash-mtl": _nash("amortized-nash-mtl", "change"),
+    "nash-two-pass": _nash("nash-two-pass", "change"),
+    "nash-slope": _nash("nash-slope", "slope"),
+    **{
+        name: _TABLE[name]._replace(make=functools.partial(_TABLE[name].make, gamma=0.0), takes=())
+        for name in ("amortized-cagrad", "cagrad-slope", "amortized-mgda", "mgda-slope")
+    },
 }
 # What the official code calls them.
 OFFICIAL = {name: name for name in ("famo", "mgda", "pcgrad", "cagrad")}

@@ -103,7 +103,7 @@ def test_a_quick_run(tmp_path, run_study):
     assert list(summary["cells"]) == ["adam, constant", "adam, cosine"]
     for cells in summary["cells"].values():
         assert list(cells) == list(study.WEIGHTS)
-        for name, cell in cells.items():
+        for cell in cells.values():
             for quantity in study.QUANTITIES:
                 own, base = (each["excess"][quantity] for each in (cell, cells["harmonic"]))
                 ratio = cell["over_harmonic"][quantity]["mean"]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from famo_jax.experiments import _statistics, _train, pinn
+from famo_jax.experiments import _command, _files, _statistics, _train, pinn
 from famo_jax.experiments.problems import _problem, equations
 
 # --- Problems -------------------------------------------------------------------------------------
@@ -179,6 +179,42 @@ def test_a_setting_at_which_a_run_diverges_is_never_the_best():
     assert pinn.choose(errors) == 2
 
 
+def test_every_method_has_as_many_settings():
+    grid = vars(_command.parse(pinn.STUDY, []))
+    counts = {name: len(pinn.settings_of(name, grid)) for name in grid["methods"]}
+    assert set(counts.values()) == {6}
+    rates = [each["learning_rate"] for each in pinn.settings_of("ls", grid)]
+    assert (min(rates), max(rates)) == pytest.approx((3e-3, 3e-2))
+
+
+def test_the_best_fixed_weights_are_chosen_by_other_seeds_and_differences_are_paired():
+    def of(tuning, test):
+        return (
+            {"test": np.reshape(tuning, (-1, 1, 1))},  # [settings, seeds, 1]
+            {"test": np.reshape(test, (1, -1, 1))},
+        )
+
+    every = {
+        "ls": of([0.5, 0.1], [0.4, 0.8]),
+        "si": of([np.nan, 0.2], [0.01, 0.02]),
+        "famo": of([0.3, 0.4], [0.1, 0.4]),
+        "uw": of([0.3, 0.4], [0.4, 0.8]),
+    }
+    arrays, arms = {}, {}
+    for name, (tuning, test) in every.items():
+        arrays |= {f"burgers {name} tuning": tuning, f"burgers {name}": test}
+        arms[f"burgers {name}"] = {"settings": [{"learning_rate": 0.01}]}
+    settings = {"problems": ["burgers"], "methods": [*every], "learning_rate": [0.01, 0.03]}
+    settings |= {"gamma": [0.0], "logits_rate": [0.01], "weight": [1.0]}
+    summary = pinn.summarize(_files.Runs({"settings": settings, "arms": arms}, arrays))
+    own = summary["problems"]["burgers"]
+    assert own["fixed"] == "ls"
+    assert own["methods"]["famo"]["gain"]["mean"] == pytest.approx(-1.5 * np.log(2))
+    assert own["methods"]["uw"]["gain"]["mean"] == 0
+    assert "gain" not in own["methods"]["si"]
+    assert own["methods"]["ls"]["edges"] == ["learning rate 0.01"]
+
+
 def test_a_geometric_mean_and_its_interval_by_hand():
     figures = _statistics.geometric(np.array([0.1, 1.0, 10.0]))
     # Logarithms to base 10 of -1, 0, 1: standard error 1 / sqrt 3, and t is 4.3027 at 2 degrees.
@@ -194,16 +230,21 @@ def test_a_geometric_mean_and_its_interval_by_hand():
 def test_a_quick_run(tmp_path, run_study):
     printed, summary = run_study("pinn", tmp_path, "--quick", "--problems", "burgers")
     assert max(map(len, printed.splitlines())) <= 80
-    assert list(summary) == ["burgers"]
+    assert list(summary["problems"]) == ["burgers"]
+    assert summary["problems"]["burgers"]["fixed"] == "ls"  # there is no other
+    methods = summary["problems"]["burgers"]["methods"]
     with np.load(tmp_path / "runs.npz") as arrays:
-        for name, figures in summary["burgers"].items():
+        for name, figures in methods.items():
             errors = arrays[f"burgers {name}/test"][0, :, 0]
             np.testing.assert_allclose(figures["error_by_seed"], 100 * errors, rtol=1e-4)
             mean = 100 * np.sqrt(np.prod(errors))
             assert figures["error"]["mean"] == pytest.approx(mean, rel=1e-4)
+            if name != "ls":
+                logs = np.log(errors / arrays["burgers ls/test"][0, :, 0])
+                assert figures["gain"]["mean"] == pytest.approx(logs.mean(), rel=1e-3)
     (axes,) = pinn.draw(summary).get_axes()
     dots = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "o"]
-    by_seed = [figures["error_by_seed"] for figures in summary["burgers"].values()]
+    by_seed = [figures["error_by_seed"] for figures in methods.values()]
     np.testing.assert_allclose(dots, [np.exp(np.mean(np.log(each))) for each in by_seed], rtol=1e-4)
     seeds = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "."]
     np.testing.assert_allclose(seeds, by_seed)
