@@ -478,7 +478,7 @@ ERRORS = [
         lambda: ldc_mtl(2, normalization="logarithmic").update(
             (), ldc_mtl(2).init(None), losses=LOSSES
         ),
-        "`state`: expected LdcMtlState, as `init` returns it, scale Logarithmic(), got Linear()",
+        "`state`: expected LdcMtlState, as `init` returns it, scale Logarithmic(), got None",
     ),
     (lambda: softadapt(2, order=0), "`order`: expected an int of at least 1, got 0"),
     (lambda: softadapt(2, beta=np.nan), "`beta`: expected a finite number of at least 0, got nan"),

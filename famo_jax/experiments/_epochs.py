@@ -42,6 +42,7 @@ class Epoch(NamedTuple):
 
 
 Network: TypeAlias = tuple[_train.Carry, Watch]
+Left: TypeAlias = tuple[list[Network], list[Epoch]]  # of each network
 
 
 def plateau(
@@ -121,14 +122,25 @@ def train(
         at_first = jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32)
         return carry, Watch(*at_first, carry.params, carry.state, rate)
 
+    def scale_of(watch: Watch) -> Any:
+        return watch.plateau.scale if reduce else jnp.ones(())
+
     @jax.jit
-    def one_epoch(
-        setting: Any, network: Network, key: Any, pool: Any, first: Any, batches: Any, held_out: Any
-    ) -> tuple[Network, Epoch]:
+    def steps(
+        setting: Any, network: Network, key: Any, pool: Any, first: Any, batches: Any
+    ) -> tuple[Network, _train.Trace]:
         carry, watch = network
-        scale = watch.plateau.scale if reduce else jnp.ones(())
+        scale = scale_of(watch)
         scaled = setting | {"learning_rate": setting["learning_rate"] * scale, "scale": scale}
         carry, trace = advance(scaled, carry, key, pool, first, batches)
+        return (carry, watch), trace
+
+    @jax.jit
+    def end_of_epoch(
+        network: Network, traces: Any, first: Any, held_out: Any
+    ) -> tuple[Network, Epoch]:
+        carry, watch = network
+        trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
         validation, *test = (
             arm.problem.metrics(carry.params, carry.state, own) for own in held_out
         )
@@ -140,19 +152,32 @@ def train(
         if z is not None:
             ranges = jnp.log(z.max(axis=-1)) - jnp.log(z.min(axis=-1))
             z, ends = z.mean(axis=0), jnp.stack([ranges[-1], ranges.max()])
-        left = Epoch(trace.losses.mean(axis=0), z, ends, validation, next(iter(test), None), scale)
+        left = Epoch(trace.losses.mean(axis=0), z, ends, validation, next(iter(test), None),
+                     scale_of(watch))  # fmt: skip
         return (carry, best), left
 
     settings, variables = _train.stacked(arm.settings), arm.problem.init(arm.seeds)
     keys = jax.vmap(jax.random.key)(jnp.asarray(arm.seeds))
     pairs = [(i, j) for i in range(len(arm.settings)) for j in range(len(arm.seeds))]
 
-    def pass_over(index: int, first: int, batches: Any) -> tuple[Network, Epoch]:
-        i, j = pairs[index]
-        rows = jax.tree.map(lambda leaf: leaf[:, j], batches)
-        own = _at(settings, i), networks[index], keys[j], data.pool, first, rows
-        after: tuple[Network, Epoch] = one_epoch(*own, _at(held_out, j))
-        return after
+    def epoch(networks: list[Network], first: int, tell: Callable[[str], None]) -> Left:
+        """All networks, one after the other, go through what is on the device at once."""
+        networks = [*networks]
+        traces: list[list[_train.Trace]] = [[] for _ in pairs]
+        end, at_once = first + length, data.at_once or length
+        for now in range(first, end, at_once):
+            until = min(now + at_once, end)
+            batches = data.batches(now, until)
+            for index, (i, j) in enumerate(pairs):
+                own = _at(settings, i), networks[index], keys[j], data.pool, now
+                networks[index], trace = steps(*own, _at(batches, (slice(None), j)))
+                traces[index].append(trace)
+                tell(f"{until} steps, {index + 1} of {len(pairs)}")
+        ends = [
+            end_of_epoch(network, own, first, _at(held_out, j))
+            for network, own, (_, j) in zip(networks, traces, pairs, strict=True)
+        ]
+        return [network for network, _ in ends], [left for _, left in ends]
 
     # Where the last epochs count, what is validated on may be the test.
     apart = not score and data.validation is not data.test
@@ -161,7 +186,7 @@ def train(
     past: list[list[Epoch]] = [[] for _ in pairs]
     done = saved.steps if saved else 0
     if saved:
-        _, left = jax.eval_shape(lambda: pass_over(0, 0, data.batches(0, length)))
+        _, (left, *_) = jax.eval_shape(lambda: epoch(networks, 0, lambda status: None))
         curves = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((done // length, *leaf.shape), leaf.dtype), left
         )
@@ -169,11 +194,9 @@ def train(
         past = [[_at(curve, epoch) for epoch in range(done // length)] for curve in every]
     tell("compiling and training")
     for first in range(done, arm.steps, length):
-        batches = data.batches(first, first + length)
-        for index in range(len(pairs)):
-            networks[index], left = pass_over(index, first, batches)
-            past[index].append(jax.tree.map(np.asarray, left))
-            tell(f"{first + length} steps, {index + 1} of {len(pairs)}")
+        networks, lefts = epoch(networks, first, tell)
+        for curve, left in zip(past, lefts, strict=True):
+            curve.append(jax.tree.map(np.asarray, left))
         if save:
             save(first + length, (networks, list(map(_stacked, past))))
     curves, tests = _stacked(list(map(_stacked, past))), []
@@ -193,7 +216,7 @@ def train(
     return _arrays(shape, tests, _stacked(watches), curves)
 
 
-def _at(tree: Any, index: int) -> Any:
+def _at(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

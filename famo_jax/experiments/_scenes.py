@@ -14,9 +14,11 @@ from famo_jax.experiments._study import Option, Study, Summary
 if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
+LEVELS = 5  # that the networks have in full
 PAPER = {
     "network": "mtan",
     "width": 64,
+    "levels": LEVELS,
     "epochs": 200,
     "halve_every": 100,
     "last": 10,
@@ -26,6 +28,7 @@ PAPER = {
 TINY = {
     "network": "segnet",
     "width": 8,
+    "levels": 2,
     "batch_size": 4,
     "epochs": 2,
     "halve_every": 1,
@@ -48,6 +51,7 @@ OPTIONS = {
         _command.one_of(["mtan", "segnet"]), "mtan or segnet; by the preset", metavar="NAME"
     ),
     "width": number_of("channels of its first level"),
+    "levels": number_of(f"levels of its encoder, at most {LEVELS}"),
     "batch_size": number_of("scenes of a step"),
     "epochs": _benchmark.EPOCHS,
     "halve_every": number_of("epochs after which the learning rate is halved"),
@@ -56,6 +60,9 @@ OPTIONS = {
     "augment": one_of("yes no", "whether scenes are cropped, enlarged and mirrored"),
     "statistics": one_of(
         "both first", "passes of a two-pass method that move batch statistics; both is official"
+    ),
+    "stream": one_of(
+        "no yes", "whether scenes come a few steps at a time; no: all are on the device"
     ),
     "aggregate_at": one_of("features parameters", "where task gradients are taken"),
     "held_out": Option(
@@ -75,18 +82,21 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
     train, test = (own.load(options.data, split) for split in ("train", "val"))
     tell("done")
     count, height, width = train.image.shape[:3]
-    if height % 32 or width % 32 or test.image.shape[1:3] != (height, width):
+    side = 2**options.levels
+    if height % side or width % side or test.image.shape[1:3] != (height, width):
         sizes = " and ".join(
             f"{each.image.shape[1]} x {each.image.shape[2]}" for each in (train, test)
         )
         raise OSError(f"{options.data}: expected scenes of one size, whose sides are multiples of "
-                      f"32, got {sizes}")  # fmt: skip
+                      f"{side}, got {sizes}")  # fmt: skip
     if options.held_out >= count:
         raise OSError(f"{options.data}: expected more than {options.held_out} scenes to train on, "
                       f"got {count}")  # fmt: skip
     plan = dense.Plan(
         network=options.network,
         width=options.width,
+        levels=options.levels,
+        stream=options.stream == "yes",
         augment=options.augment == "yes",
         inverse_depth=getattr(options, "inverse_depth", "divide"),
         both_passes=options.statistics == "both",
@@ -141,8 +151,9 @@ def study(
     """Of one of the two. ``benchmark`` returns it, which takes what only a run needs."""
 
     def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-        del parser
         _benchmark.fill_in(options, presets)
+        if options.levels > LEVELS:
+            parser.error(f"argument --levels: expected at most {LEVELS}, got {options.levels}")
 
     preset = Option(_command.one_of(list(presets)), " or ".join(presets), metavar="NAME")
     return Study(
@@ -150,7 +161,8 @@ def study(
         title=title,
         seconds=0,
         full=f"--preset paper --seeds 3 --first-seed 0 --logits-rate 5e-3 --data dataset --augment "
-        f"yes --statistics both --aggregate-at features --held-out 0 --methods {SHOWN} {full}",
+        "yes --statistics both --stream no --aggregate-at features --held-out 0 --methods "
+        f"{SHOWN} {full}",
         quick="--preset tiny --seeds 1 --methods ls si famo famo-one-pass",
         run=functools.partial(run, benchmark),
         summarize=functools.partial(_benchmark.summarize, paper),

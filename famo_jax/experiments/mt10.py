@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gamma": 1e-2,
     },
 }
+MOST_REWARD = 10.0  # of Meta-World's rewards v2
 GOALS_OF = 1000  # added to a seed: whose goals a run has
 
 
@@ -102,6 +103,12 @@ OPTIONS = {
         "told or untold: whether the network is told its task",
         _command.one_of(["told", "untold"]),
         "WHETHER",
+    ),
+    "scope": Option(
+        _command.one_of(["critics", "both"]),
+        "critics, as in the paper, or both: the actor's losses are weighed too, above their bound "
+        f"for rewards of at most {MOST_REWARD:g}",
+        metavar="WHAT",
     ),
     "alphas": by_preset(
         "own or shared: a temperature for each task, or one",
@@ -156,6 +163,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error(f"argument --buffer: expected at least --call, got {options.buffer}")
     if options.network == "soft-modularization" and options.identity == "untold":
         parser.error("argument --identity: expected told, as soft-modularization mixes by the task")
+    if options.scope == "both" and options.rewards != "v2":
+        parser.error(f"argument --rewards: expected v2 for --scope both, got {options.rewards}")
     if not options.least_log_std < 2:
         parser.error(f"argument --least-log-std: expected less than 2, got {options.least_log_std}")
 
@@ -242,6 +251,7 @@ def settings_of(options: argparse.Namespace, name: str) -> "sac.Settings":
         least_log_std=options.least_log_std,
         shared_alpha=options.alphas == "shared",
         official_c=name == OFFICIAL,
+        most_reward=MOST_REWARD if options.scope == "both" else None,
     )
 
 
@@ -496,7 +506,7 @@ STUDY = Study(
     title="MT10: ten robots by soft actor-critic, as in the paper (Meta-World)",
     seconds=1800,
     full=f"--preset small --tasks {' '.join(_metaworld.TASKS)} --network mtsac --horizon 150 "
-    "--goals 1 --seeds 1 --first-seed 0 --methods ls famo",
+    "--goals 1 --seeds 1 --first-seed 0 --scope critics --methods ls famo",
     quick="--tasks reach drawer-close window-close --horizon 50 --evaluate 3 --steps 300 "
     "--random-steps 100 --batch-size 16 --width 64",
     run=run,

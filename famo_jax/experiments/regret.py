@@ -3,16 +3,18 @@
 Regret is how far a method's mean delta m is from the least of any method on the same problem in the
 same units. Nothing is trained here: the figures are those that other studies left, and methods are
 judged that all of them ran. The method to take unseen is the one whose worst regret is least.
+Beside it stands what learned weights gain on the best fixed ones, problem by problem.
 """
 
 import argparse
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from famo_jax.experiments import _command, _files, _plots, _tables
+from famo_jax.experiments import _command, _comparison, _files, _plots, _tables
 from famo_jax.experiments._files import Runs
 from famo_jax.experiments._methods import METHODS
 from famo_jax.experiments._study import Option, Study, Summary
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 STUDIES = ("digits", "regression", "attributes", "conflicts")
 UNITS = ("natural", "standardised")  # which fair units leave to one column
+LEARNED = ("uw", "famo", "famo-ema-no-c", "nash-slope", "nash-mtl")  # whose gains are shown
 
 
 def path_of(folder: Path, name: str) -> Path:
@@ -42,17 +45,24 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, session: "Session") -> Runs:
-    """Reads the mean delta m of each method in each column of each study."""
+    """Reads delta m of each method in each column of each study, and gains on fixed weights."""
     tell = session.row("reading")
     tell("figures")
     found: dict[str, dict[str, float]] = {}
+    gains: dict[str, Any] = {}
     for name in options.studies:
         summary = _files.read_summary(path_of(Path(options.runs), name))["summary"]
         for label, column in summary["columns"].items():
             methods = {each: own["delta_m"]["mean"] for each, own in column["methods"].items()}
             found[f"{name}, {label}"] = methods
+            certain = _comparison.stars(column["methods"], _comparison.MAIN)
+            gains[f"{name}, {label}"] = {"fixed": column["fixed"]} | {
+                each: column["methods"][each]["gain"] | {"certain": each in certain}
+                for each in LEARNED
+                if "gain" in column["methods"].get(each, {})
+            }
     tell("done")
-    return Runs({"arms": {}, "delta_m": found}, {})
+    return Runs({"arms": {}, "delta_m": found, "gains": gains}, {})
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
@@ -76,30 +86,45 @@ def summarize(runs: Runs) -> dict[str, Any]:
             }
             for index in order
         },
+        "gains": runs.facts["gains"],
     }
 
 
 def tables(summary: Summary) -> list[Any]:
     """Worst and median regret, and the regret in every column."""
-    headers = [*map(_brief, summary["columns"])]
+    headers = ["\n".join(_brief(column, 4)) for column in summary["columns"]]
     table = _tables.new(None, ["method"], ["worst\n", "med-\nian", *headers])
     for name, each in summary["methods"].items():
         cells = [each["worst"], each["median"], *each["regrets"]]
         table.add_row(name, *("-" if np.isnan(cell) else f"{cell:.0f}" for cell in cells))
     best = dict.fromkeys(summary["best"])
+    title = "Learned weights over the best fixed ones: Δm, 95% intervals"
+    headers = ["best\nfixed", *(name.replace("-", "\n", 1) for name in LEARNED)]
+    gains = _tables.new(title, ["problem"], headers)
+    for column, own in summary["gains"].items():
+        shown = (_gain(own[name]) if name in own else "" for name in LEARNED)
+        gains.add_row(" ".join(_brief(column, 10)), own["fixed"], *shown)
     return [
         table,
+        gains,
         "Regret: Δm, in percentage points, above that of the best of these methods in the same "
-        f"column; the least worst regret first. Best in some column: {', '.join(best)}.",
+        f"column; the least worst regret first. Best in some column: {', '.join(best)}. Fixed "
+        "weights: which of ls, si, frozen and first-loss validation chose. *: p < 0.05 for the "
+        "difference, paired by seed, by Holm's correction for the methods of a study.",
     ]
 
 
-def _brief(column: str) -> str:
-    """In at most four letters a line."""
+def _gain(found: Mapping[str, Any]) -> str:
+    half = (found["high"] - found["low"]) / 2
+    return f"{found['mean']:+z.0f}±{half:.0f}{'*' if found['certain'] else ''}"
+
+
+def _brief(column: str, letters: int) -> tuple[str, str]:
+    """Problem and units, in at most so many letters."""
     study, _, label = column.partition(", ")
-    words = {"digits": "dig", "regression": "mol", "attributes": "attr"}
+    words = {"digits": "digits", "regression": "molecules", "attributes": "attributes"}
     unit = {"natural": "nat", "standardised": "std"}.get(label, "")
-    return f"{words[study]}\n{unit}" if study in words else f"{label[:4]}\n"
+    return words.get(study, label)[: letters - bool(unit)], unit
 
 
 def draw(summary: Summary) -> Any:

@@ -12,12 +12,8 @@ from famo_jax import _checks, _method, _tasks
 from famo_jax.weighting import _memory, _uw
 
 
-class Linear(NamedTuple):
-    """The losses times the smallest first one over their own."""
-
-
 class Logarithmic(NamedTuple):
-    """The logarithms of the losses over their first ones."""
+    """What is weighed: the logarithms of the losses over their first ones."""
 
 
 class LdcMtlState(NamedTuple):
@@ -29,7 +25,7 @@ class LdcMtlState(NamedTuple):
     min_losses: jax.Array  # [K], b
     first_losses: jax.Array  # [K], the first above its bound, less that, 0 before it; or ones
     penalty: jax.Array  # [], lambda
-    scale: Linear | Logarithmic  # no array: a node without leaves, which every file format keeps
+    scale: Logarithmic | None  # no array: a node without leaves, which every file format keeps
 
 
 def ldc_mtl(
@@ -118,7 +114,7 @@ def ldc_mtl(
             min_losses=jnp.array(bounds(), float),
             first_losses=jnp.zeros_like(scores) if normalization else jnp.ones_like(scores),
             penalty=jnp.array(penalty, float),
-            scale=Logarithmic() if normalization == "logarithmic" else Linear(),
+            scale=Logarithmic() if normalization == "logarithmic" else None,
         )
 
     def learn(state: LdcMtlState, losses: jax.Array, present: jax.Array) -> LdcMtlState:
@@ -139,21 +135,16 @@ def scalarize_ldc_mtl(state: LdcMtlState, losses: jax.Array, present: jax.Array)
     gaps, counted = _memory.gaps(state, losses, present)
     first = _tasks.first_seen(state.first_losses, counted, jax.lax.stop_gradient(gaps))
     known = jnp.where(first > 0, first, jnp.maximum(jnp.max(first), 1))
-    match state.scale:
-        case Linear():
-            values = gaps / known * jnp.min(known)
-        case Logarithmic():
-            values = jnp.log(gaps / known)
-    log_gates = jax.nn.log_sigmoid(state.scores)
-    log_gates = jnp.where(present, log_gates, jax.lax.stop_gradient(log_gates))
+    values = jnp.log(gaps / known) if state.scale is not None else gaps / known * jnp.min(known)
+    fixed = jax.lax.stop_gradient(state.scores)
+    log_gates = jax.nn.log_sigmoid(jnp.where(present, state.scores, fixed))
     shares = jax.lax.stop_gradient(_memory.softmax(log_gates, counted))
-    moving = jnp.exp(log_gates - jax.lax.stop_gradient(log_gates))  # 1, and its derivative
-    mean = jnp.sum(jnp.where(present, shares * moving * values, 0))
+    shares *= jnp.exp(log_gates - jax.lax.stop_gradient(log_gates))  # 1, and its derivative
+    mean = jnp.sum(jnp.where(present, shares * values, 0))
     weighted = jnp.exp(log_gates) * values
     apart = weighted[:-1] - weighted[1:]
     # What rounding takes apart is equal, as all are at first. (That of jnp.abs at 0 would be 1.)
     rounding = 8 * np.finfo(apart.dtype).eps * jnp.abs(weighted[1:])
-    signs = jnp.where(jnp.abs(apart) > rounding, jnp.sign(apart), 0)
     compared = counted[:-1] & counted[1:] & (present[:-1] | present[1:])
-    signs = jax.lax.stop_gradient(jnp.where(compared, signs, 0))
-    return mean + state.penalty * jnp.sum(signs * apart)
+    signs = jnp.where(compared & (jnp.abs(apart) > rounding), jnp.sign(apart), 0)
+    return mean + state.penalty * jnp.sum(jax.lax.stop_gradient(signs) * apart)

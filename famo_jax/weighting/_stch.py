@@ -92,21 +92,19 @@ def stch(
     preference = 1 / num_tasks if weights is None else weights
 
     def flat() -> jax.Array:
-        alone = weights is None
-        return _tasks.flatten_tasks(preference, "weights", num_tasks, broadcast=alone).astype(float)
+        return _tasks.flatten_tasks(preference, "weights", num_tasks, broadcast=weights is None)
 
     jax.eval_shape(flat)  # to check it: before `init` no device is touched
     _checks.check_finite("weights", preference)
 
     def init() -> StchState:
-        zeros = jnp.zeros(num_tasks)
         return StchState(
             losses=_memory.never(num_tasks),
             min_losses=jnp.array(bounds(), float),
-            weights=jnp.copy(flat()),
+            weights=jnp.array(flat(), float),
             mu=jnp.array(mu, float),
-            nadir=zeros if warmup else None,
-            missing=jnp.full_like(zeros, warmup, int) if warmup else None,
+            nadir=jnp.zeros(num_tasks) if warmup else None,
+            missing=jnp.full(num_tasks, warmup, int) if warmup else None,
         )
 
     def learn(state: StchState, losses: jax.Array, present: jax.Array) -> StchState:
@@ -127,17 +125,15 @@ def scalarize_stch(state: StchState, losses: jax.Array, present: jax.Array) -> j
     """The smooth maximum."""
     if state.nadir is None or state.missing is None:
         gaps, counted = _memory.gaps(state, losses, present, signed=True)
-        return _smooth_maximum(state.weights * gaps, state.mu, counted, present)
+        return _maximum(state.weights * gaps, state.mu, counted, present)
     gaps, counted = _memory.gaps(state, losses, present)
     known = jnp.where(state.nadir > 0, state.nadir, jax.lax.stop_gradient(gaps))
     values = losses.size * state.weights * jnp.log(gaps / known)
-    maximum = losses.size * _smooth_maximum(values, state.mu, counted, present)
+    maximum = losses.size * _maximum(values, state.mu, counted, present)
     total = jnp.sum(jnp.where(present, jnp.log(gaps), 0))
     return jnp.where(jnp.min(state.missing) > 0, total, maximum)
 
 
-def _smooth_maximum(
-    values: jax.Array, mu: jax.Array, counted: jax.Array, present: jax.Array
-) -> jax.Array:
+def _maximum(values: jax.Array, mu: jax.Array, counted: jax.Array, present: jax.Array) -> jax.Array:
     exponents = jnp.where(counted | ~jnp.any(counted), values / mu, -jnp.inf)
     return jnp.where(jnp.any(present), mu * jax.nn.logsumexp(exponents), 0)

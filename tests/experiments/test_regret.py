@@ -7,6 +7,7 @@ import pytest
 
 from famo_jax.experiments import regret
 
+GAIN = {"mean": -10.4, "low": -14.6, "high": -6.2, "p": 0.003}
 FIGURES = {
     "digits": {"natural": {"ls": 90.0, "si": 20.0, "famo": 30.0, "uw": 1.0},
                "standardised": {"ls": 5.0, "si": 9.0, "famo": 6.0}},
@@ -20,7 +21,15 @@ def folder(tmp_path):
         of = lambda methods: {
             each: {"delta_m": {"mean": value}} for each, value in ({"stl": 0.0} | methods).items()
         }
-        summary = {"columns": {label: {"methods": of(own)} for label, own in columns.items()}}
+        summary = {
+            "columns": {
+                label: {"methods": of(own), "fixed": "si"} for label, own in columns.items()
+            }
+        }
+        if name == "digits":
+            summary["columns"]["natural"]["methods"]["famo"]["gain"] = GAIN
+            more = {"gain": GAIN | {"mean": 3.0, "p": 0.04}, "delta_m": {"mean": 0.0}}
+            summary["columns"]["natural"]["methods"]["uw"] |= more
         own = tmp_path / name if name == "digits" else tmp_path  # as a run leaves it, or kept
         own.mkdir(exist_ok=True)
         (own / f"{name}.json").write_text(json.dumps({"summary": summary}))
@@ -40,6 +49,9 @@ def test_regret_is_above_the_best_of_the_methods_that_all_studies_ran(folder, tm
     rows = [line.split() for line in printed.splitlines()]
     assert ["famo", "10", "5", "10", "1", "5"] in rows
     assert ["ls", "70", "0", "70", "0", "0"] in rows
+    # Twice p of the lesser is 0.006, and that of the other stays 0.04.
+    assert ["digits", "nat", "si", "+3±4*", "-10±4*"] in rows
+    assert ["digits", "std", "si"] in rows
     axes = regret.draw(summary).get_axes()[0]
     dots = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"][:9]
     dots = np.ravel(dots)

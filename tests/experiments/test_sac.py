@@ -298,6 +298,42 @@ def test_only_tx_changes_between_methods(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent.critics))
 
 
+def test_no_loss_of_an_actor_is_below_its_bound():
+    """Always the greatest reward, by actions drawn uniformly: an entropy of log 2 each."""
+    most, actions, discount = 10.0, 4, 0.9
+    log_probs = np.full((1, 1), -actions * np.log(2))  # a density of 1/2 each
+    value = np.zeros((1, 1))
+    for _ in range(300):
+        rewards = np.full((1, 1), most)
+        value = np.asarray(sac.td_targets(rewards, value[None], log_probs, np.ones(1), discount))
+    least = (log_probs - value).item()
+    bound = sac.actor_bound(most, actions, discount)
+    assert bound < least < 0.9 * bound
+    assert sac.actor_bound(10, 4, 0.99) == pytest.approx(-1280.03, abs=0.01)
+
+
+def test_an_actor_whose_losses_are_weighed_alike_learns_as_from_their_mean():
+    batch, key = transitions(0), jax.random.key(1)
+    agents = []
+    for own in (OWN, OWN._replace(most_reward=10.0)):
+        of = functions("ls", own)
+        agents.append(jax.jit(of.update)(of.begin(jax.random.key(2)), batch, key)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), agents[0].actor, agents[1].actor
+    )
+
+
+def test_weights_of_the_actors_losses_are_its_own():
+    of = functions("famo", OWN._replace(most_reward=10.0), gamma=1e-3)
+    agent, update = of.begin(jax.random.key(2)), jax.jit(of.update)
+    for step in range(3):
+        agent, _ = update(agent, transitions(step), jax.random.key(step))
+    of_actor, of_critics = map(famo_jax.task_weights, (agent.actor_opt, agent.critic_opt))
+    assert min(np.ptp(of_actor), np.ptp(of_critics)) > 1e-3
+    assert np.abs(of_actor - of_critics).max() > 1e-3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent.actor))
+
+
 def test_targets_follow_the_critics():
     of = functions()
     before = of.begin(jax.random.key(0))

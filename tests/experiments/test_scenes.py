@@ -20,18 +20,26 @@ from famo_jax.experiments import (
     nyuv2,
 )
 from famo_jax.experiments.make import __main__ as make
-from famo_jax.experiments.problems import _segnet, dense
+from famo_jax.experiments.problems import _problem, dense
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
 NAMES = ["ls", "si", "famo", "famo-one-pass"]
-SIZES = ["--quick", "--batch-size", "2", "--width", "16", "--learning-rate", "1e-2"]
+SIZES = [
+    "--quick",
+    "--batch-size",
+    "2",
+    "--width",
+    "16",
+    "--levels",
+    "1",
+    "--learning-rate",
+    "1e-2",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_to_compile(tmp_path_factory):
-    """One level, not five. And a cache for these tests."""
+def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_segnet, "FILTERS", (64,))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
@@ -91,7 +99,7 @@ def parts(rooms):
 
 
 def arm_of(parts, method, steps=1, **plan):
-    problem = dense.problem(dense.NYUV2, *parts, dense.Plan("segnet", 8, **plan))
+    problem = dense.problem(dense.NYUV2, *parts, dense.Plan("segnet", 8, 1, **plan))
     data = problem.load_data(steps, [0], 4)
     settings = [{"learning_rate": 1e-3, "gamma": 1e-3}]
     constant = lambda setting, steps: setting["learning_rate"]
@@ -154,6 +162,26 @@ def test_an_epoch_is_all_scenes_once_and_a_smaller_batch_at_the_end(parts):
     assert held_out.image.shape == (1, 1, 3, 32, 64, 3)
     assert [part.image.shape[1:3] for part in arm.data.test] == [(2, 4)]
     assert held_out.image.strides[0] == 0  # no copy for each seed
+
+
+def test_streamed_from_the_cache_it_is_the_same_training(parts, monkeypatch):
+    """In two pieces of an epoch, and a smaller batch at the end."""
+    monkeypatch.setattr(_problem, "AT_ONCE", 2)
+
+    def run(stream):
+        arm = arm_of(parts, _methods.METHODS["famo"], steps=8, held_out=3, stream=stream)
+        return arm.data, _epochs.train(arm, None, None, lambda status: None, score=None, last=1)
+
+    data, whole = run(stream=False)
+    streamed_data, streamed = run(stream=True)
+    assert (data.epoch, streamed_data.epoch, data.at_once) == (4, 4, None)
+    assert streamed_data.pool is None
+    rows, batch = data.batches(2, 4), streamed_data.batches(2, 4)
+    assert [part.shape for part in rows] == [(1, 1, 4), (1, 1, 1)]
+    for of_rows, of_batch in zip(rows, batch, strict=True):
+        np.testing.assert_array_equal(of_batch.depth, parts[0].depth[of_rows])
+    for name in whole:
+        np.testing.assert_allclose(streamed[name], whole[name], rtol=2e-4, atol=1e-6, err_msg=name)
 
 
 # --- The last epochs count ------------------------------------------------------------------------

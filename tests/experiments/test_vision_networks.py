@@ -21,12 +21,16 @@ def torch():
 
 
 @contextlib.contextmanager
-def in_float64():
-    jax.config.update("jax_enable_x64", True)
+def in_float64(on=True):
+    jax.config.update("jax_enable_x64", on)
     try:
         yield
     finally:
         jax.config.update("jax_enable_x64", False)
+
+
+# How far outputs may be from PyTorch's, over the largest one.
+PRECISIONS = pytest.mark.parametrize(("dtype", "atol"), [(np.float64, 1e-10), (np.float32, 1e-4)])
 
 
 def count(make):
@@ -282,7 +286,7 @@ class Theirs:
         return self.block(own[1], stats[1], x, self.torch.sigmoid)
 
 
-def drawn(make, dtype=np.float64):
+def drawn(make, dtype):
     """A network with random parameters and statistics, also those that start as ones and zeros."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
@@ -298,7 +302,7 @@ def drawn(make, dtype=np.float64):
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
-def compare(torch, network, theirs_of, images, training=True, gradients=False, atol=1e-10):
+def compare(torch, network, theirs_of, images, atol, training=True, gradients=False):
     """Outputs and statistics, and gradients of a scalar."""
     theirs = Theirs(torch, network, training)
     expected = theirs_of(theirs)(to_torch(torch, images))
@@ -333,27 +337,32 @@ def compare(torch, network, theirs_of, images, training=True, gradients=False, a
         jax.tree.map(lambda own, other: close(own, other, scale), nnx.to_pure_dict(grads), theirs)
 
 
-def test_segnet_is_pytorchs_with_its_gradients(torch):
-    with in_float64():
-        images = np.random.default_rng(0).random((2, 32, 64, 3))
-        network = drawn(lambda rngs: _segnet.SegNet(NYU, rngs, THIN))
+@PRECISIONS
+def test_segnet_is_pytorchs_with_its_gradients(torch, dtype, atol):
+    with in_float64(dtype == np.float64):
+        images = np.random.default_rng(0).random((2, 32, 64, 3)).astype(dtype)
+        network = drawn(lambda rngs: _segnet.SegNet(NYU, rngs, THIN), dtype)
+        own = lambda theirs: lambda x: theirs.segnet(NYU, x)
         # A tie of what ReLU has cut has no gradient; other ties have that of the first.
-        compare(torch, network, lambda own: lambda x: own.segnet(NYU, x), images, gradients=True)
+        compare(torch, network, own, images, atol, gradients=dtype == np.float64)
 
 
+@PRECISIONS
 @pytest.mark.parametrize("training", [True, False])
-def test_mtan_is_pytorchs(torch, training):
+def test_mtan_is_pytorchs(torch, training, dtype, atol):
     """Whose shared blocks have the statistics of one task after the other."""
-    with in_float64():
-        images = np.random.default_rng(0).random((2, 32, 32, 3))
-        network = drawn(lambda rngs: _segnet.Mtan(CITIES, rngs, THIN))
+    with in_float64(dtype == np.float64):
+        images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(dtype)
+        network = drawn(lambda rngs: _segnet.Mtan(CITIES, rngs, THIN), dtype)
         own = lambda theirs: lambda x: theirs.segnet(CITIES, x, mtan=True)
-        compare(torch, network, own, images, training)
+        compare(torch, network, own, images, atol, training)
 
 
+@PRECISIONS
 @pytest.mark.parametrize("training", [True, False])
-def test_the_nine_layers_are_pytorchs(torch, training):
-    with in_float64():
-        images = np.random.default_rng(0).random((3, 16, 16, 3))
-        network = drawn(lambda rngs: celeba.Network(5, rngs, width=4))
-        compare(torch, network, lambda own: own.nine_layers, images, training, gradients=training)
+def test_the_nine_layers_are_pytorchs(torch, training, dtype, atol):
+    with in_float64(dtype == np.float64):
+        images = np.random.default_rng(0).random((3, 16, 16, 3)).astype(dtype)
+        network = drawn(lambda rngs: celeba.Network(5, rngs, width=4), dtype)
+        gradients = training and dtype == np.float64
+        compare(torch, network, lambda own: own.nine_layers, images, atol, training, gradients)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 Variables = tuple[chex.ArrayTree, chex.ArrayTree]  # parameters, and what else a model carries
+AT_ONCE = 16  # steps whose batches are on the device at once, where data are streamed
 Place: TypeAlias = Literal["parameters", "last layer", "features"]
 
 
@@ -29,7 +30,8 @@ class Data(NamedTuple):
 
     Training data are one of three: batches, ``[steps, seeds, batch_size, ...]``; the numbers of
     their rows in a ``pool`` that is on the device; or a stream, ``(first, last) -> batches`` of
-    these steps, ``epoch`` steps at a time. Held-out data are of each seed: ``[seeds, ...]``.
+    these steps, of one epoch, ``epoch`` steps or ``at_once`` at a time. Held-out data are of each
+    seed: ``[seeds, ...]``.
     """
 
     train: Any
@@ -37,6 +39,7 @@ class Data(NamedTuple):
     test: Any
     pool: Any = None
     epoch: int | None = None
+    at_once: int | None = None
 
     def batches(self, first: int, last: int) -> Any:
         """``[last - first, seeds, ...]``, in which rows are not looked up yet."""
@@ -237,6 +240,17 @@ def epochs_of(
         return parts if len(parts) > 1 else parts[0]
 
     return stream, epoch
+
+
+def streamed(rows: Callable[[int, int], Any], arrays: Any) -> Callable[[int, int], Any]:
+    """A stream of what stands in the rows that another stream names, read when it is asked for."""
+
+    def stream(first: int, last: int) -> Any:
+        look_up: Any = lambda part: jax.tree.map(lambda leaf: leaf[part], arrays)
+        parts = rows(first, last)
+        return list(map(look_up, parts)) if isinstance(parts, list) else look_up(parts)
+
+    return stream
 
 
 def for_each_seed(arrays: Any, seeds: Sequence[int]) -> Any:

@@ -211,6 +211,8 @@ class Plan(NamedTuple):
 
     network: str = "mtan"
     width: int = 64  # channels of the first level
+    levels: int = 5
+    stream: bool = False  # whether scenes come some steps at a time, or all are on the device
     augment: bool = True
     inverse_depth: str = "divide"  # as official, or "multiply"
     both_passes: bool = True  # as official: the second pass moves batch statistics too
@@ -219,7 +221,8 @@ class Plan(NamedTuple):
 
 def network_of(outputs: Mapping[str, int], plan: Plan) -> Any:
     """A function of ``nnx.Rngs``."""
-    filters = [plan.width * channels // _segnet.FILTERS[0] for channels in _segnet.FILTERS]
+    channels = _segnet.FILTERS[: plan.levels]
+    filters = [plan.width * each // channels[0] for each in channels]
     return lambda rngs: _segnet.NETWORKS[plan.network](outputs, rngs, filters)
 
 
@@ -253,9 +256,11 @@ def problem(benchmark: Benchmark, train: Scenes, test: Scenes, plan: Plan,
         if plan.held_out:
             apart = jax.tree.map(lambda leaf: leaf[np.sort(chosen_by)], train)
             validation = _problem.held_out_of(apart, seeds, batch_size)
-        return Data(
-            stream, validation, held_out, pool=jax.tree.map(jnp.asarray, train), epoch=epoch
-        )
+        if plan.stream:
+            from_map, at_once = _problem.streamed(stream, train), _problem.AT_ONCE
+            return Data(from_map, validation, held_out, epoch=epoch, at_once=at_once)
+        pool = jax.tree.map(jnp.asarray, train)
+        return Data(stream, validation, held_out, pool, epoch)
 
     def prepare(batch: Scenes, key: jax.Array) -> Scenes:
         return augment(batch, key, plan.inverse_depth) if plan.augment else batch

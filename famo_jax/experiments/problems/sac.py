@@ -7,12 +7,20 @@ the twin critics,
           y = r + 0.99 \, (\min_j \bar Q_j(s', a') - \alpha_i \log \pi(a' | s')),
 
 and any method of the library weighs them. Actor and temperatures follow the mean over the tasks, as
-in FAMO's code (github.com/Cranial-XIX/FAMO, ``mtrl_files``). No episode ends but by its time, so
+in FAMO's code (github.com/Cranial-XIX/FAMO, ``mtrl_files``), or a second instance of the method
+weighs the actor's losses, above their bound:
+
+.. math:: \frac1B \sum_b \alpha_i \log \pi - \min_j Q_j \ge
+          -\frac{r_{\max} + 4 \log 2}{1 - 0.99} - 4 \log 2
+
+for rewards of at most :math:`r_{\max}` and temperatures of at most 1, since four actions between
+-1 and 1 have an entropy of at most :math:`4 \log 2`. No episode ends but by its time, so
 that every target bootstraps, the last of an episode from the observation after it.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +51,7 @@ class Settings(NamedTuple):
     least_log_std: float
     shared_alpha: bool
     official_c: bool  # whether gradients are scaled as in FAMO's RL code
+    most_reward: float | None = None  # where the actor's losses are weighed too
     discount: float = 0.99
     tau: float = 0.005
 
@@ -262,6 +271,12 @@ def times_sum(tx: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
+def actor_bound(most_reward: float, actions: int, discount: float) -> float:
+    """What no loss of an actor is below: see above."""
+    most_entropy = actions * math.log(2)
+    return -(most_reward + most_entropy) / (1 - discount) - most_entropy
+
+
 class Functions(NamedTuple):
     """Of an agent."""
 
@@ -297,6 +312,9 @@ def functions(
     tx = optax.chain(weigh, plain) if method.aggregates else optax.chain(plain, weigh)
     if own.official_c:
         tx = times_sum(tx)
+    of_actor, bound = plain, 0.0
+    if own.most_reward is not None:
+        of_actor, bound = tx, actor_bound(own.most_reward, actions, own.discount)
 
     def values(critics: Any, seen: jax.Array, done: jax.Array) -> jax.Array:  # [2, K, B]
         inputs = jnp.concatenate([seen, done], axis=-1)
@@ -306,13 +324,23 @@ def functions(
     def policy(actor: Any, seen: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return sample(*distribution(apply_actor(actor, seen), own.least_log_std), key)
 
+    def weighed(losses_fn: Any, params: Any, opt_state: Any) -> tuple[jax.Array, Any, Any, Any]:
+        """A step by the method: losses and what else there was; parameters and state after it."""
+        of = famo_jax.losses_and_grads(losses_fn, has_aux=True)
+        (losses, more), grads = of(params, state=opt_state)
+        extra: dict[str, Any] = {"losses": losses}
+        if method.measure != "one-pass":
+            extra["losses_fn"] = lambda params: losses_fn(params)[0]
+        changes, opt_state = tx.update(grads, opt_state, params, **extra)
+        return losses, more, optax.apply_updates(params, changes), opt_state
+
     def begin(key: jax.Array) -> Agent:
         actor_key, critic_key = jax.random.split(key)
         actor = init_actor(actor_key)
         critics = jax.vmap(init_critic)(jax.random.split(critic_key))
         log_alpha = jnp.zeros(1 if own.shared_alpha else k)
         copied = jax.tree.map(jnp.copy, critics)  # both are donated
-        of = plain.init(actor), tx.init(critics), adam.init(log_alpha)
+        of = of_actor.init(actor), tx.init(critics), adam.init(log_alpha)
         return Agent(actor, critics, copied, log_alpha, *of)
 
     def update(agent: Agent, batch: Transitions, key: jax.Array) -> tuple[Agent, Told]:
@@ -323,27 +351,29 @@ def functions(
         next_values = values(agent.targets, following, next_actions)
         y = td_targets(batch.rewards, next_values, next_log_probs, alpha, own.discount)
 
-        def losses_fn(critics: Any) -> jax.Array:
-            return critic_losses(values(critics, batch.observations, batch.actions), y)
+        def losses_fn(critics: Any) -> tuple[jax.Array, None]:
+            return critic_losses(values(critics, batch.observations, batch.actions), y), None
 
         z = jnp.full(k, 1 / k)
         if method.has_logits:
             z = famo_jax.task_weights(agent.critic_opt)
-        losses, grads = famo_jax.losses_and_grads(losses_fn)(agent.critics, state=agent.critic_opt)
-        extra: dict[str, Any] = {"losses": losses}
-        if method.measure != "one-pass":
-            extra["losses_fn"] = losses_fn
-        changes, critic_opt = tx.update(grads, agent.critic_opt, agent.critics, **extra)
-        critics = optax.apply_updates(agent.critics, changes)
+        losses, _, critics, critic_opt = weighed(losses_fn, agent.critics, agent.critic_opt)
 
-        def actor_loss(actor: Any) -> tuple[jax.Array, jax.Array]:
+        def actor_losses(actor: Any) -> tuple[jax.Array, jax.Array]:
             chosen, log_probs = policy(actor, batch.observations, own_key)
             worth = values(critics, batch.observations, chosen).min(axis=0)
-            return jnp.mean(alpha[:, None] * log_probs - worth), log_probs
+            return jnp.mean(alpha[:, None] * log_probs - worth, axis=-1) - bound, log_probs
 
-        grads, log_probs = jax.grad(actor_loss, has_aux=True)(agent.actor)
-        changes, actor_opt = plain.update(grads, agent.actor_opt, agent.actor)
-        actor = optax.apply_updates(agent.actor, changes)
+        def actor_loss(actor: Any) -> tuple[jax.Array, jax.Array]:
+            losses, log_probs = actor_losses(actor)
+            return jnp.mean(losses), log_probs
+
+        if own.most_reward is None:
+            grads, log_probs = jax.grad(actor_loss, has_aux=True)(agent.actor)
+            changes, actor_opt = plain.update(grads, agent.actor_opt, agent.actor)
+            actor = optax.apply_updates(agent.actor, changes)
+        else:
+            _, log_probs, actor, actor_opt = weighed(actor_losses, agent.actor, agent.actor_opt)
 
         grads = jax.grad(alpha_loss)(agent.log_alpha, log_probs, -float(actions))
         changes, alpha_opt = adam.update(grads, agent.alpha_opt, agent.log_alpha)
