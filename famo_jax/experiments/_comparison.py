@@ -357,13 +357,13 @@ def _table(title: str | None, summary: Summary, names: Sequence[str]) -> Any:
         headers += [f"{above}Δm", *([f"{'' if not several else chr(10)}- fixed"] if wide else [])]
     if wide:
         headers.append("\nstep\n/ ls" if several else "step\n/ ls")
-    stars = {label: stars(column["methods"], names) for label, column in columns.items()}
+    certain = {label: stars(column["methods"], names) for label, column in columns.items()}
     table = _tables.new(title, ["method"], headers)
     for name in names:
         cells = []
         for label, column in columns.items():
             each = column["methods"].get(name)
-            star = "*" if name in stars[label] else ""
+            star = "*" if name in certain[label] else ""
             cells.append(_tables.with_error(each["delta_m"]) + star * (not wide) if each else "")
             if wide:
                 gain = each.get("gain") if each else None
@@ -428,6 +428,8 @@ def _draw_tasks(axes: Any, methods: Mapping[str, Any], order: Sequence[int] | No
 
 def draw_delta_m(axes: Any, methods: Mapping[str, Any]) -> None:
     """Of the main methods, as far as they were run, or of all."""
+    from matplotlib.ticker import FixedLocator
+
     names = [name for name in MAIN if name in methods] or [*methods]
     rows = {
         name: (methods[name]["delta_m"], METHODS[name].colour, methods[name]["delta_m_by_seed"])
@@ -439,5 +441,6 @@ def draw_delta_m(axes: Any, methods: Mapping[str, Any]) -> None:
     every = np.concatenate([seeds for _, _, seeds in rows.values()])
     if np.nanmax(every, initial=0) > 200:  # what fails would squeeze the rest
         axes.set_xscale("symlog", linthresh=50)
+        axes.xaxis.set_major_locator(FixedLocator([-50, 0, 50, 200, 1000]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("Δm (%), lower is better")

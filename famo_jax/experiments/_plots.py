@@ -70,6 +70,17 @@ def lines(
         label_ends(axes, {name: (y[-1], colour) for name, (y, colour) in curves.items()})
 
 
+def apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
+    """The places, in their order, and none nearer to its neighbours than the gap."""
+    order = sorted(places, key=places.__getitem__)
+    spread = np.array([places[name] for name in order])
+    for _ in range(200):  # neighbours push each other apart
+        push = np.maximum(gap - np.diff(spread), 0) / 2
+        spread[:-1] -= push
+        spread[1:] += push
+    return dict(zip(order, spread.tolist(), strict=True))
+
+
 def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]]) -> None:
     """Writes names beside the ends of their lines, spread where they would hide each other."""
     shown = {name: end for name, end in ends.items() if np.isfinite(end[0])}
@@ -82,15 +93,9 @@ def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]]) -> None:
         name: float((scale((1, y))[1] - low) / (high - low)) for name, (y, _) in shown.items()
     }
     gap = 0.13 / max(axes.bbox.height / axes.get_figure(root=True).dpi, 0.5)
-    order = sorted(places, key=places.__getitem__)
-    spread = np.array([places[name] for name in order])
-    for _ in range(200):  # neighbours push each other apart
-        push = np.maximum(gap - np.diff(spread), 0) / 2
-        spread[:-1] -= push
-        spread[1:] += push
-    for name, place in zip(order, spread, strict=True):
+    for name, place in apart(places, gap).items():
         axes.annotate(
-            name, (1.0, float(place)), xycoords="axes fraction", xytext=(3, 0),
+            name, (1.0, place), xycoords="axes fraction", xytext=(3, 0),
             textcoords="offset points", color=shown[name][1], va="center", annotation_clip=False,
         )  # fmt: skip
 

@@ -50,8 +50,14 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
     tell("figures")
     found: dict[str, dict[str, float]] = {}
     gains: dict[str, Any] = {}
+    steps: dict[str, dict[str, float]] = {}  # where networks are large enough to tell
     for name in options.studies:
         summary = _files.read_summary(path_of(Path(options.runs), name))["summary"]
+        if name != "conflicts":
+            first = next(iter(summary["columns"].values()))["methods"]
+            steps[name] = {
+                each: own.get("step_relative_to_ls", np.nan) for each, own in first.items()
+            }
         for label, column in summary["columns"].items():
             methods = {each: own["delta_m"]["mean"] for each, own in column["methods"].items()}
             found[f"{name}, {label}"] = methods
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
                 if "gain" in column["methods"].get(each, {})
             }
     tell("done")
-    return Runs({"arms": {}, "delta_m": found, "gains": gains}, {})
+    return Runs({"arms": {}, "delta_m": found, "gains": gains, "steps": steps}, {})
 
 
 def summarize(runs: Runs) -> dict[str, Any]:
@@ -75,6 +81,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
     values = np.where(np.isfinite(values), values, np.inf)  # what diverged
     regrets = values - values.min(axis=0)
     order = np.argsort(regrets.max(axis=1), kind="stable")
+    own = [[step.get(name, np.nan) for step in runs.facts["steps"].values()] for name in names]
+    steps = np.median(np.array(own, np.float64), axis=1)
     return {
         "columns": list(columns),
         "best": [names[index] for index in values.argmin(axis=0)],
@@ -83,6 +91,7 @@ def summarize(runs: Runs) -> dict[str, Any]:
                 "regrets": regrets[index],
                 "worst": regrets[index].max(),
                 "median": np.median(regrets[index]),
+                "step": steps[index],
             }
             for index in order
         },
@@ -128,9 +137,10 @@ def _brief(column: str, letters: int) -> tuple[str, str]:
 
 
 def draw(summary: Summary) -> Any:
-    """A row for each method, a dot for each column, and a bar up to the worst."""
+    """Of each method a dot for each column and a bar up to the worst; and what it costs."""
     with _plots.picture(height=0.27 * len(summary["methods"]) + 1.1) as figure:
-        axes = figure.subplots()
+        axes, cost = figure.subplots(1, 2, width_ratios=(1.4, 1))
+        _draw_cost(cost, summary["methods"])
         kinds = list(dict.fromkeys(map(_kind, summary["columns"])))
         colours = dict(zip(kinds, ("#d55e00", "#0072b2", "#009e73"), strict=False))
         for place, each in enumerate(summary["methods"].values()):
@@ -147,10 +157,28 @@ def draw(summary: Summary) -> Any:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.grid(axis="x", color="#eeeeee")
         axes.set_axisbelow(True)
-        axes.set_xlabel("Δm (percentage points) above the best method of the same problem")
-        axes.set_title("Regret: a dot a problem, and a bar up to the worst")
-        axes.legend(loc="upper right")
+        axes.set_xlabel("Δm (percentage points) above the best of a problem")
+        axes.set_title("Regret: a dot a problem, a bar up to the worst")
+        figure.legend(loc="outside upper left", ncols=len(kinds))
     return figure
+
+
+def _draw_cost(axes: Any, methods: Mapping[str, Any]) -> None:
+    """Median regret over the time of a step."""
+    shown = {name: each for name, each in methods.items() if np.isfinite(each["step"])}
+    most = max((each["median"] for each in shown.values()), default=1)
+    cheap = {name: each["median"] for name, each in shown.items() if each["step"] < 2}
+    dear = {name: each["median"] for name, each in shown.items() if name not in cheap}
+    for name, place in (_plots.apart(cheap, most / 20) | _plots.apart(dear, most / 20)).items():
+        each, colour = shown[name], METHODS[name].colour
+        axes.plot(each["step"], each["median"], "o", color=colour, markersize=5)
+        axes.annotate(name, (each["step"], place), xytext=(5, 0), textcoords="offset points",
+                      color=colour, va="center")  # fmt: skip
+    axes.set(xscale="log", ylim=(-most / 30, 1.1 * most + 1))
+    axes.margins(x=0.25)
+    _plots.plain_numbers(axes.xaxis)
+    axes.set_xlabel("time of a step over that of ls")
+    axes.set_title("Median regret (points) over cost")
 
 
 def _kind(column: str) -> str:

@@ -19,7 +19,8 @@ FIGURES = {
 def folder(tmp_path):
     for name, columns in FIGURES.items():
         of = lambda methods: {
-            each: {"delta_m": {"mean": value}} for each, value in ({"stl": 0.0} | methods).items()
+            each: {"delta_m": {"mean": value}, "step_relative_to_ls": 1 + value / 100}
+            for each, value in ({"stl": 0.0} | methods).items()
         }
         summary = {
             "columns": {
@@ -52,11 +53,16 @@ def test_regret_is_above_the_best_of_the_methods_that_all_studies_ran(folder, tm
     # Twice p of the lesser is 0.006, and that of the other stays 0.04.
     assert ["digits", "nat", "si", "+3±4*", "-10±4*"] in rows
     assert ["digits", "std", "si"] in rows
-    axes = regret.draw(summary).get_axes()[0]
+    axes, cost = regret.draw(summary).get_axes()
     dots = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "o"][:9]
     dots = np.ravel(dots)
     np.testing.assert_allclose(dots, [10, 1, 5, 0, 4, 30, 70, 0, 0])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["famo", "si", "ls"]
+    # Of digits in natural units, and of attributes, the mean of the two.
+    assert summary["methods"]["famo"]["step"] == pytest.approx(1.225)
+    dots = {line.get_xdata()[0]: line.get_ydata()[0] for line in cost.get_lines()}
+    steps = {"famo": (1.225, 5), "si": (1.3, 4), "ls": (1.5, 0)}
+    assert {round(x, 3): y for x, y in dots.items()} == dict(steps.values())
 
 
 def test_what_diverged_is_the_worst(folder, tmp_path, run_study):

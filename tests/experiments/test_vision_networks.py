@@ -341,8 +341,10 @@ def compare(torch, network, theirs_of, images, atol, training=True, gradients=Fa
 def test_segnet_is_pytorchs_with_its_gradients(torch, dtype, atol):
     with in_float64(dtype == np.float64):
         images = np.random.default_rng(0).random((2, 32, 64, 3)).astype(dtype)
-        network = drawn(lambda rngs: _segnet.SegNet(NYU, rngs, THIN), dtype)
-        own = lambda theirs: lambda x: theirs.segnet(NYU, x)
+        # In float32 without normals: where one is short, its direction is that of rounding.
+        outputs = NYU if dtype == np.float64 else CITIES
+        network = drawn(lambda rngs: _segnet.SegNet(outputs, rngs, THIN), dtype)
+        own = lambda theirs: lambda x: theirs.segnet(outputs, x)
         # A tie of what ReLU has cut has no gradient; other ties have that of the first.
         compare(torch, network, own, images, atol, gradients=dtype == np.float64)
 
