@@ -167,9 +167,8 @@ def _draw_cost(axes: Any, methods: Mapping[str, Any]) -> None:
     """Median regret over the time of a step."""
     shown = {name: each for name, each in methods.items() if np.isfinite(each["step"])}
     most = max((each["median"] for each in shown.values()), default=1)
-    cheap = {name: each["median"] for name, each in shown.items() if each["step"] < 2}
-    dear = {name: each["median"] for name, each in shown.items() if name not in cheap}
-    for name, place in (_plots.apart(cheap, most / 20) | _plots.apart(dear, most / 20)).items():
+    places = _plots.apart({name: each["median"] for name, each in shown.items()}, most / 20)
+    for name, place in places.items():
         each, colour = shown[name], METHODS[name].colour
         axes.plot(each["step"], each["median"], "o", color=colour, markersize=5)
         axes.annotate(name, (each["step"], place), xytext=(5, 0), textcoords="offset points",
