@@ -344,7 +344,8 @@ def tables(summary: Summary) -> list[Any]:
         if each["edges"] and name in {"stl", *MAIN}
     }
     if edges:
-        parts.append(f"Chosen at the end of a list: {'; '.join(edges)}.")
+        of = "Of the main methods, chosen" if main and others else "Chosen"
+        parts.append(f"{of} at the end of a list: {'; '.join(edges)}.")
     return parts
 
 

@@ -138,7 +138,7 @@ def tables(summary: Summary) -> list[Any]:
             advised = min(at, key=lambda gamma: abs(gamma - ADVISED / cell["num_tasks"]))
             tuned = own["tuned"]
             gains.add_row(
-                name if form == FORMS[0] else "",
+                name.removeprefix("regressions, ") if form == FORMS[0] else "",
                 _gains.label_of(form),
                 _tables.with_interval(tuned),
                 f"{tuned['gamma']:g}",
@@ -148,7 +148,11 @@ def tables(summary: Summary) -> list[Any]:
             )
         for form, gain in cell["fixed"].items():
             gains.add_row("", form, _tables.with_interval(gain))
-    return [rest_table, gains, "On test, FAMO without c; ± by 95% intervals, paired by seed."]
+    return [
+        rest_table,
+        gains,
+        "On test, FAMO without c; ± by 95% intervals, paired by seed. K: of regressions.",
+    ]
 
 
 def draw(summary: Summary) -> Any:

@@ -211,7 +211,7 @@ def tables(summary: Summary) -> list[Any]:
     for schedule in SCHEDULES:
         own = [cell for cell in cells if cell.endswith(schedule)]
         headers = [cell.partition(",")[0].replace("-beta2-", "\nbeta2 ") for cell in own]
-        title = f"{schedule} rate: excess of the other tasks over the harmonic mean's,\n"
+        title = f"{schedule} rate: others' excess over the harmonic mean's,\n"
         table = _tables.new(title + "below it the near task's (95% factor)", ["c"], headers)
         for name in WEIGHTS[1:]:
             ratios = [cells[cell][name]["over_harmonic"] for cell in own]
