@@ -49,6 +49,11 @@ def with_interval(estimate: Mapping[str, float] | None, sign: str = "+") -> str:
     return f"{mean:{sign}z.{decimals}f}±{half:.{decimals}f}"
 
 
+def in_points(estimate: Mapping[str, float]) -> str:
+    """The same without decimals."""
+    return f"{estimate['mean']:+z.0f}±{(estimate['high'] - estimate['low']) / 2:.0f}"
+
+
 def ratio(estimate: Mapping[str, float]) -> str:
     """A geometric mean, and the factor by which its interval extends either way."""
     mean, factor = estimate["mean"], estimate["high"] / estimate["mean"]

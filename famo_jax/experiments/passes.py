@@ -131,7 +131,7 @@ def tables(summary: Summary) -> list[Any]:
     parts: list[Any] = []
     for condition, cells in summary.items():
         headers = [*map(short, FORMS), *(name.replace("-", "\n") for name in _gains.FIXED)]
-        gains = _tables.new(f"{condition}: {gains_title}", ["batch"], headers, padding=1)
+        gains = _tables.new(f"{condition}: {gains_title}", ["batch"], headers)
         more = _tables.new(
             f"{condition}: {more_title}", ["batch"], [*leads, "held\nout", *MEASURES]
         )
@@ -140,7 +140,7 @@ def tables(summary: Summary) -> list[Any]:
             gains.add_row(
                 cell,
                 *(f"{_tables.with_interval(e)}\n{e['gamma']:g}" for e in each),
-                *map(_tables.with_interval, own["fixed"].values()),
+                *map(_tables.in_points, own["fixed"].values()),
             )
             fallen = [own["sums"][name] for name in MEASURES]
             told = [f"{each['mean']:.2g} ({each['tasks_above']})" for each in fallen]

@@ -111,7 +111,10 @@ def tables(summary: Summary) -> list[Any]:
     headers = ["best\nfixed", *(name.replace("-", "\n", 1) for name in LEARNED)]
     gains = _tables.new(title, ["problem"], headers)
     for column, own in summary["gains"].items():
-        shown = (_gain(own[name]) if name in own else "" for name in LEARNED)
+        shown = (
+            _tables.in_points(own[name]) + "*" * bool(own[name]["certain"]) if name in own else ""
+            for name in LEARNED
+        )
         gains.add_row(" ".join(_brief(column, 10)), own["fixed"], *shown)
     return [
         table,
@@ -121,11 +124,6 @@ def tables(summary: Summary) -> list[Any]:
         "weights: which of ls, si, frozen and first-loss validation chose. *: p < 0.05 for the "
         "difference, paired by seed, by Holm's correction for the methods of a study.",
     ]
-
-
-def _gain(found: Mapping[str, Any]) -> str:
-    half = (found["high"] - found["low"]) / 2
-    return f"{found['mean']:+z.0f}±{half:.0f}{'*' if found['certain'] else ''}"
 
 
 def _brief(column: str, letters: int) -> tuple[str, str]:
