@@ -131,11 +131,11 @@ def test_a_star_is_for_what_is_certain_after_holms_correction():
     p_values = {"uw": 0.001, "famo": 0.02, "nash-slope": 0.03}
     gain = lambda p: {"mean": 1.0, "low": 0.5, "high": 1.5, "p": p}
     methods = {name: {"gain": gain(p)} for name, p in p_values.items()} | {"ls": {}}
-    assert _comparison._stars(methods, list(methods)) == {"uw", "famo", "nash-slope"} - {
+    assert _comparison.stars(methods, list(methods)) == {"uw", "famo", "nash-slope"} - {
         name for name, p in zip(p_values, _statistics.holm([*p_values.values()]), strict=True)
         if p >= 0.05
     }  # fmt: skip
-    assert _comparison._stars(methods, ["famo", "nash-slope"]) == {"famo", "nash-slope"}
+    assert _comparison.stars(methods, ["famo", "nash-slope"]) == {"famo", "nash-slope"}
 
 
 def test_the_time_of_a_step_is_over_that_of_ls(whole_run):
