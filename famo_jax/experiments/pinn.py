@@ -166,7 +166,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
         best = min(fixed, key=functools.partial(tuned, problem)) if fixed else ""
         return {"fixed": best, "methods": {name: figures(problem, name, best) for name in names}}
 
-    budget = max(len(settings_of(name, options)) for name in names)
+    counts = sorted({len(settings_of(name, options)) for name in names})
+    budget = counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return {"budget": budget, "problems": {name: column(name) for name in options["problems"]}}
 
 

@@ -46,6 +46,8 @@ SCENES = [
     ("--augment maybe", "--augment: expected any of yes, no, got 'maybe'"),
     ("--last 0", "--last: expected a positive integer, got '0'"),
     ("--held-out -1", "--held-out: expected a whole number, got '-1'"),
+    ("--levels 6", "--levels: expected at most 5, got 6"),
+    ("--stream maybe", "--stream: expected any of no, yes, got 'maybe'"),
 ]
 
 # Of each experiment: an option that is wrong, and words of what is said of it.
@@ -163,6 +165,8 @@ OPTIONS = {
         ("--buffer 9", "--buffer: expected at least --call, got 9"),
         ("--network soft-modularization --identity untold", "--identity: expected told"),
         ("--least-log-std 2", "--least-log-std: expected less than 2, got 2.0"),
+        ("--scope actor", "--scope: expected any of critics, both, got 'actor'"),
+        ("--scope both --rewards v1", "--rewards: expected v2 for --scope both, got v1"),
     ],
     "pinn": [
         ("--steps 0", "--steps: expected a positive integer, got '0'"),
