@@ -231,7 +231,7 @@ def check(_: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 STUDY = Study(
     name="pinn",
     title="Multi-task methods on the terms of physics-informed networks",
-    seconds=259,
+    seconds=900,
     full="--problems burgers helmholtz helmholtz-shifted --steps 1500 --seeds 10 --tuning-seeds 2 "
     "--learning-rate 3e-3 1e-2 3e-2 --gamma 0 1e-3 --logits-rate 5e-3 2.5e-2 "
     "--weight 10 100 --methods ls fixed anneal equal-norms si frozen first-loss famo famo-no-c "
