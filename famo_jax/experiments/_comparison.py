@@ -1,6 +1,6 @@
 r"""A study that compares methods on problems: *columns* of one table, such as two units of losses.
 
-What is compared, and how, was settled before the runs:
+What is compared, and how, was settled before the runs, but for the place of task gradients:
 
 * The figure is :math:`\Delta m` on test: the mean over tasks of the change in percent of a metric
   against single-task networks. These are trained in the last column's units and have, as every
