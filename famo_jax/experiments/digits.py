@@ -76,7 +76,7 @@ def draw_problem(summary: Any) -> Any:
 STUDY = _comparison.study(
     name="digits",
     title="Multi-task methods on overlapping handwritten digits",
-    seconds=180,
+    seconds=290,
     problems={"natural": digits.PROBLEM, "standardised": digits.STANDARDISED},
     full="--steps 1500 --seeds 8 --tuning-seeds 2 --batch-size 64 --learning-rate "
     "1.5e-3 5e-3 1.5e-2 --gamma 0 1e-3 1e-2",
