@@ -163,7 +163,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
 
     def column(problem: str) -> dict[str, Any]:
         fixed = [name for name in FIXED if name in names]
-        best = min(fixed, key=functools.partial(tuned, problem)) if fixed else ""
+        least = [tuned(problem, name) for name in fixed]  # NaN where all diverged
+        best = fixed[_statistics.choose(least)] if fixed else ""
         return {"fixed": best, "methods": {name: figures(problem, name, best) for name in names}}
 
     counts = sorted({len(settings_of(name, options)) for name in names})

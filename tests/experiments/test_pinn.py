@@ -213,6 +213,9 @@ def test_the_best_fixed_weights_are_chosen_by_other_seeds_and_differences_are_pa
     assert own["methods"]["uw"]["gain"]["mean"] == 0
     assert "gain" not in own["methods"]["si"]
     assert own["methods"]["ls"]["edges"] == ["learning rate 0.01"]
+    arrays["burgers ls tuning"] = {"test": np.full((2, 1, 1), np.nan)}  # diverged: never the best
+    summary = pinn.summarize(_files.Runs({"settings": settings, "arms": arms}, arrays))
+    assert summary["problems"]["burgers"]["fixed"] == "si"
 
 
 def test_a_geometric_mean_and_its_interval_by_hand():

@@ -14,7 +14,8 @@ weighs the actor's losses, above their bound:
           -\frac{r_{\max} + 4 \log 2}{1 - 0.99} - 4 \log 2
 
 for rewards of at most :math:`r_{\max}` and temperatures of at most 1, since four actions between
--1 and 1 have an entropy of at most :math:`4 \log 2`. No episode ends but by its time, so
+-1 and 1 have an entropy of at most :math:`4 \log 2`. It holds of true values; a critic that
+overestimates by more may pass it. No episode ends but by its time, so
 that every target bootstraps, the last of an episode from the observation after it.
 """
 
