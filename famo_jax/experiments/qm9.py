@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 100,
         "epochs": 40,
         "patience": 0,
-        "learning_rate": [5e-3, 1e-2],
+        "learning_rate": [5e-3],
     },
     "paper": {
         "width": 64,

@@ -207,14 +207,18 @@ class Network(nnx.Module):
         neighbours = jnp.maximum(jnp.sum(both, axis=-1, keepdims=True), 1)
         share = both / neighbours  # [B, n, n]: messages are averaged
         hidden = nnx.relu(self.edge(edge_features(molecules))) * share[..., None]
-        kernel = self.edge_matrix.kernel[...].reshape(-1, self.width)  # [units x in, out]
+        units = jnp.concatenate([hidden, share[..., None]], axis=-1)  # the last one's is the bias
         assert self.edge_matrix.bias is not None
-        constant = self.edge_matrix.bias[...].reshape(self.width, self.width)
+        matrices = jnp.vstack([self.edge_matrix.kernel[...], self.edge_matrix.bias[...]])
+        matrices = matrices.reshape(-1, self.width, self.width)  # [units, in, out]
+        kernel = matrices.swapaxes(0, 1).reshape(self.width, -1)  # [in, units x out]
+        size, atoms_each = there.shape
+        units = units.reshape(size, atoms_each, -1)  # [B, n, n x units]
         atoms = nnx.relu(self.lin0(atom_features(molecules)))
         for _ in range(ROUNDS):
-            gathered = jnp.einsum("bijk,bjc->bikc", hidden, atoms)
-            messages = gathered.reshape(*there.shape, -1) @ kernel
-            messages += (share @ atoms) @ constant + atoms @ self.root + self.bias
+            # What each atom tells by each unit, then the sum over atoms and units at once.
+            told = (atoms.reshape(-1, self.width) @ kernel).reshape(size, -1, self.width)
+            messages = units @ told + atoms @ self.root + self.bias
             atoms = self.gru(nnx.relu(messages), atoms)
         return nnx.relu(self.lin1(self.read_out(atoms, there)))
 
