@@ -38,7 +38,9 @@ METHODS: dict[str, Method] = {
     "imtl-g": _methods.METHODS["imtl-g"]._replace(colour="#ee8866"),
 }
 # Of a summary: what no table needs.
-CURVES = frozenset({"losses", "validation_curve", "scale", "task_weights", "test_by_seed"})
+CURVES = frozenset(
+    {"losses", "validation_curve", "scale", "task_weights", "test_by_seed", "chosen"}
+)
 EPOCHS = Option(_command.whole, "of a training; by the preset. 0: only a step is timed")
 STL = "stl"  # a network for each task, an arm each: "stl-TASK"
 
@@ -161,15 +163,16 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
                ("validation", "test", "validation_curve")} for name in arms
     }  # fmt: skip
     singles = [name for name in arms if name.startswith(f"{STL}-")]
-    own_stl = _single_tasks([values[name] for name in singles], higher) if singles else None
+    own_stl, own_settings = _single_tasks([values[name] for name in singles], higher)
     stl = own_stl or {"validation": official, "test": official}
-    chosen, tests, scores = {}, {}, {}
+    tests, scores = {}, {}
+    chosen = dict(zip(singles, own_settings, strict=True))
     for name in [each for each in arms if each not in singles]:
         validation = values[name]["validation"][..., : len(names)]
         scores[name] = delta_m(validation, stl["validation"]).mean(axis=1)  # [settings]
         chosen[name] = _statistics.choose(scores[name])
         tests[name] = values[name]["test"][chosen[name]][:, : len(names)]  # [seeds, M]
-    order = [name for name in METHODS if name in chosen]
+    order = [name for name in METHODS if name in tests]
     by_seed = {name: delta_m(test, stl["test"]) for name, test in tests.items()}
     seeds = {name: list(arms[name]["seeds"]) for name in arms}
 
@@ -239,13 +242,22 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
         "preset": runs.facts["settings"]["preset"],
         "epochs": runs.facts["settings"]["epochs"],
         "stl": dict(zip(names, stl["test"], strict=True)) if own_stl else {},
-        "steps": {} if chosen else times,
+        "steps": {} if tests else times,
+        "chosen": chosen,  # settings of all arms
         "methods": {name: figures(name) for name in order},
     }
 
 
-def _single_tasks(singles: Sequence[Mapping[str, Array]], higher: Array) -> dict[str, Array]:
-    """Of each task's network the metrics that it has, ``[M]``, at the setting best for them."""
+def _single_tasks(
+    singles: Sequence[Mapping[str, Array]], higher: Array
+) -> tuple[dict[str, Array], list[int]]:
+    """Of each task's network the metrics that it has, ``[M]``, at the setting best for them.
+
+    That setting stands beside them. Without such networks there are no metrics.
+    """
+    settings: list[int] = []
+    if not singles:
+        return {}, settings
     found: dict[str, Array] = {"validation": np.full(len(higher), np.nan)}
     found["test"] = found["validation"].copy()
     for own in singles:
@@ -253,7 +265,7 @@ def _single_tasks(singles: Sequence[Mapping[str, Array]], higher: Array) -> dict
         at = np.isfinite(means["validation"]).any(axis=0)
         validation = means["validation"][:, at]
         scores = _statistics.delta_m(validation, validation.mean(axis=0), higher[at])
-        best = _statistics.choose(scores)
+        settings.append(best := _statistics.choose(scores))
         for split in found:
             found[split][at] = means[split][best, at]
-    return found
+    return found, settings

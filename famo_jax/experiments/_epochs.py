@@ -108,7 +108,8 @@ def train(
     Returns:
       Its arrays, of axes ``[settings, seeds, ...]``: of the best epoch the metrics ``validation``
       and ``test``, its ``score`` and number ``best_epoch``; by epoch ``losses``, ``task_weights``,
-      ``validation_curve`` and ``scale``; and ``logit_range``, at the end and at most.
+      ``validation_curve`` and ``scale``; ``logit_range``, at the end and at most; and what is
+      ``shown`` of the problem.
     """
     data, length = arm.data, arm.data.epoch
     assert length
@@ -200,20 +201,27 @@ def train(
         if save:
             save(first + length, (networks, list(map(_stacked, past))))
     curves, tests = _stacked(list(map(_stacked, past))), []
+    ends = [carry for carry, _ in networks]
+    if score:
+        ends = [end._replace(params=best.params, state=best.state) for end, best in networks]
     if not score:
         both = curves.validation, curves.validation if curves.test is None else curves.test
         tests = [own[:, -last:].mean(axis=1) for own in both]
     else:
         tell("testing")
         end = jax.jit(finish)
-        for (_, j), (carry, watch) in zip(pairs, networks, strict=True):
-            best = carry._replace(params=watch.params, state=watch.state)
+        for (_, j), best in zip(pairs, ends, strict=True):
             tests.append(end(best, _at(data.validation, j), _at(data.test, j)))
         tests = _stacked(tests)
     # Of the watches, only what is small.
     watches = [watch._replace(params=(), state=()) for _, watch in networks]
     shape = len(arm.settings), len(arm.seeds)
-    return _arrays(shape, tests, _stacked(watches), curves)
+    arrays = _arrays(shape, tests, _stacked(watches), curves)
+    if arm.problem.shown:
+        show = jax.jit(arm.problem.shown)
+        shown = np.stack([show(own.params, own.state) for own in ends])
+        arrays["shown"] = shown.reshape(*shape, *shown.shape[1:])
+    return arrays
 
 
 def _at(tree: Any, index: Any) -> Any:

@@ -31,7 +31,8 @@ class Runs(NamedTuple):
     """A run. Of each arm ``facts["arms"]`` tells settings and seeds, ``arrays`` what came of it."""
 
     facts: dict[str, Any]
-    arrays: dict[str, dict[str, Array]]  # by arm; as a rule [settings, seeds, ...]
+    # By arm, as a rule [settings, seeds, ...]; and by other names what all arms share.
+    arrays: dict[str, dict[str, Array]]
 
 
 def environment() -> dict[str, Any]:
@@ -72,7 +73,7 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
                 arrays: dict[str, dict[str, Array]] = {arm: {} for arm in facts["arms"]}
                 for key in flat:
                     arm, field = key.rsplit("/", 1)
-                    arrays[arm][field] = flat[key]
+                    arrays.setdefault(arm, {})[field] = flat[key]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             parser.error(
                 f"argument --from: expected a folder with {RUNS} and {STUDY}, got {folder} "
@@ -162,9 +163,11 @@ def read_summary(path: Path) -> Any:
 
 
 def plain(content: Any, not_finite: float | None = math.nan) -> Any:
-    """Lists for arrays, six digits for a number, ``not_finite`` for what is not finite."""
+    """Lists for all arrays but pictures, six digits, ``not_finite`` for what is not finite."""
     if isinstance(content, Mapping):
         return {str(key): plain(value, not_finite) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype == np.uint8:
+        return content  # a picture
     if isinstance(content, np.ndarray | np.generic):
         return plain(content.tolist(), not_finite)
     if isinstance(content, list | tuple):

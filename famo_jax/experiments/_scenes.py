@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from famo_jax.experiments import _benchmark, _benchmark_report, _command
 from famo_jax.experiments._benchmark import number_of
 from famo_jax.experiments._files import Runs
@@ -117,12 +119,87 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
         last=options.last,
         reduce=_epochs.stairs(options.halve_every),
     )
-    return _benchmark.train(
+    runs = _benchmark.train(
         options, session, problem, trained_by, own.metrics, own.stl, facts,
         of_task=lambda task: dense.problem(own, train, test, plan, task),
         at_once=options.at_once,
         schedule=lambda setting, steps: setting["learning_rate"],
     )  # fmt: skip
+    some = {name: leaf[: dense.SHOWN] for name, leaf in test._asdict().items() if leaf is not None}
+    return runs._replace(arrays=runs.arrays | {TRUTH: some}) if runs.arrays else runs
+
+
+# --- What networks tell ---------------------------------------------------------------------------
+
+TRUTH = "truth"  # of the scenes that are shown
+IN_PICTURE = ("ls", "si", "famo", "famo-ema-no-c", "nash-mtl")
+
+
+def summarize(paper: _benchmark.Paper, look: Callable[[], Any], runs: Runs) -> dict[str, Any]:
+    """What :func:`_benchmark.summarize` says, and what networks of the first seed tell."""
+    summary = _benchmark.summarize(paper, runs)
+    return summary | {"told": told(look(), summary, runs) if TRUTH in runs.arrays else {}}
+
+
+def told(look: Any, summary: Summary, runs: Runs) -> dict[str, Any]:
+    """By method the views of each scene, uint8 ``[scenes, views, H, W, 3]``, after the truth's."""
+    from famo_jax.experiments.problems import _views
+
+    truth = runs.arrays[TRUTH]
+    normal = truth.get("normal")
+
+    def views(shown: Any) -> Any:
+        parts = shown[..., 0], shown[..., 1], shown[..., 2:] if normal is not None else None
+        return np.stack(look.views(*parts), axis=1)
+
+    shown = {name: runs.arrays[name]["shown"][at, 0] for name, at in summary["chosen"].items()}
+    singles = [shown.pop(name) for name in [*shown] if name.startswith(f"{_benchmark.STL}-")]
+    # Each network of one task tells its own, and NaN of the others.
+    rows = {_benchmark.STL: functools.reduce(np.fmax, singles)} if singles else {}
+    known = [name for name in IN_PICTURE if name in shown]
+    rows |= {name: shown[name] for name in known or [*shown][:5]}
+    return {
+        "picture": _views.colours(truth["image"]),
+        "views": {
+            "truth": np.stack(look.views(truth["label"], truth["depth"], normal), axis=1),
+            **{name: views(own) for name, own in rows.items()},
+        },
+    }
+
+
+def draw(summary: Summary) -> Any:
+    """A row a method, a column a task of each scene."""
+    from famo_jax.experiments import _plots
+
+    rows = summary["told"].get("views", {})
+    if not rows:
+        with _plots.picture(height=1) as figure:
+            return figure
+    scenes, across, high, wide = rows["truth"].shape[:4]
+    columns = scenes * (across + 1)
+    width = 8.0 / columns
+    with _plots.picture(height=len(rows) * (width * high / wide + 0.04) + 0.3) as figure:
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes_of_row, (name, views) in zip(grid, rows.items(), strict=True):
+            for scene in range(scenes):
+                start = scene * (across + 1)
+                if name == "truth":
+                    axes_of_row[start].imshow(summary["told"]["picture"][scene])
+                    axes_of_row[start].set_title("picture")
+                else:
+                    axes_of_row[start].text(0.95, 0.5, name, ha="right", va="center")
+                for axes, view, task in zip(
+                    axes_of_row[start + 1 :], views[scene], VIEWS, strict=False
+                ):
+                    axes.imshow(view)
+                    if name == "truth":
+                        axes.set_title(task)
+    return figure
+
+
+VIEWS = ("classes", "depth", "normals")
 
 
 def data(summary: Summary) -> str:
@@ -143,12 +220,13 @@ def study(
     name: str,
     title: str,
     benchmark: Callable[[], Any],
+    look: Callable[[], Any],
     presets: Mapping[str, Mapping[str, Any]],
     paper: _benchmark.Paper,
     full: str,
     options: Mapping[str, Option],
 ) -> Study:
-    """Of one of the two. ``benchmark`` returns it, which takes what only a run needs."""
+    """Of one of the two, which ``benchmark`` returns, as ``look`` how it is coloured."""
 
     def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         _benchmark.fill_in(options, presets)
@@ -165,11 +243,11 @@ def study(
         f"{SHOWN} {full}",
         quick="--preset tiny --seeds 1 --methods ls si famo famo-one-pass",
         run=functools.partial(run, benchmark),
-        summarize=functools.partial(_benchmark.summarize, paper),
+        summarize=functools.partial(summarize, paper, look),
         tables=functools.partial(_benchmark_report.tables, "Metrics on test", data),
-        pictures={f"{name}.png": _benchmark_report.draw},
+        pictures={f"{name}.png": _benchmark_report.draw, f"{name}-scenes.png": draw},
         options={"preset": preset, **OPTIONS, **options},
-        curves=_benchmark.CURVES,
+        curves=_benchmark.CURVES | {"told"},
         epilog=f"{described(_benchmark.METHODS)}\n\nstl trains a SegNet for each task",
         check=check,
     )

@@ -36,10 +36,18 @@ def benchmark() -> Any:
     return dense.CITYSCAPES
 
 
+def look() -> Any:
+    """How it is coloured."""
+    from famo_jax.experiments.problems import _views
+
+    return _views.STREETS
+
+
 STUDY = _scenes.study(
     "cityscapes",
     "CityScapes: classes and inverse depth of streets, as in the paper",
     benchmark,
+    look,
     PRESETS,
     PAPER,
     "--gamma 1e-2 --inverse-depth divide",

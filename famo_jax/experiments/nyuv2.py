@@ -37,10 +37,18 @@ def benchmark() -> Any:
     return dense.NYUV2
 
 
+def look() -> Any:
+    """How it is coloured."""
+    from famo_jax.experiments.problems import _views
+
+    return _views.ROOMS
+
+
 STUDY = _scenes.study(
     "nyuv2",
     "NYU-v2: classes, depth and normals of indoor scenes, as in the paper",
     benchmark,
+    look,
     PRESETS,
     PAPER,
     "--gamma 1e-3",

@@ -4,21 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from famo_jax.experiments.problems._dense_files import CITYSCAPES_CLASSES, NYUV2_CLASSES
+from famo_jax.experiments.problems import _views
 from famo_jax.experiments.problems._face_files import OFFICIAL, PICTURES
 
 Array = npt.NDArray[Any]
 
 GAP = 4  # pixels
 WIDE = 256  # pixels, to which smaller pictures are drawn larger
-CLASSES = {"rooms": NYUV2_CLASSES, "streets": CITYSCAPES_CLASSES}
-STREETS = ("#7a5c85", "#6b6b6b", "#e6cf3c", "#5d9440", "#79b4e0", "#d8273e", "#24348c")
-FARTHEST = {"rooms": 6.0, "streets": 0.06}  # metres; and inverse, the nearest
+LOOKS = {"rooms": _views.ROOMS, "streets": _views.STREETS}
 
 
 def draw(name: str, root: Path, counts: Sequence[int]) -> Image.Image:
@@ -28,40 +25,28 @@ def draw(name: str, root: Path, counts: Sequence[int]) -> Image.Image:
     rows = [_row(name, root / "val", number) for number in range(min(6, counts[1]))]
     sheet = _grid(rows)
     across = (sheet.width - GAP) // 90
-    height = -(-len(CLASSES[name]) // across) * 18
+    height = -(-len(LOOKS[name].classes) // across) * 18
     whole = Image.new("RGB", (sheet.width, sheet.height + height), "white")
     whole.paste(sheet)
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
-    for number, each in enumerate(CLASSES[name]):
+    for number, each in enumerate(LOOKS[name].classes):
         x, y = GAP + number % across * 90, sheet.height + number // across * 18
-        colour = tuple(int(255 * part) for part in palette(name)[number])
+        colour = tuple(int(255 * part) for part in LOOKS[name].palette[number])
         pen.rectangle((x, y + 3, x + 10, y + 13), fill=colour)
         pen.text((x + 14, y + 1), each, "black", font)
     return whole
 
 
-def palette(name: str) -> Array:
-    """A colour a class, ``[classes + 1, 3]``, and black for what has none."""
-    rooms = matplotlib.colormaps["tab20"](np.arange(len(NYUV2_CLASSES)))
-    colours = rooms if name == "rooms" else matplotlib.colors.to_rgba_array(STREETS)
-    return np.concatenate([colours[:, :3], np.zeros((1, 3))])
-
-
 def _row(name: str, folder: Path, number: int) -> list[Array]:
-    """Picture, classes, depth; and normals, red to the right, green up, blue to the viewer."""
+    """Picture, classes, depth; and of rooms normals."""
 
     def load(field: str) -> Array:
         return np.asarray(np.load(folder / field / f"{number}.npy"))
 
-    depth, label = load("depth")[..., 0], load("label" if name == "rooms" else "label_7")
-    share = np.clip(depth / FARTHEST[name], 0, 1)
-    near = matplotlib.colormaps["turbo"](1 - share if name == "rooms" else share)[..., :3]
-    pictures = [load("image"), palette(name)[label.astype(int)],
-                np.where(depth[..., None] == 0, 0, near)]  # fmt: skip
-    if name == "rooms":
-        normal = load("normal")
-        pictures.append(np.where((normal == 0).all(axis=-1, keepdims=True), 0, (normal + 1) / 2))
-    return [(255 * np.clip(picture, 0, 1)).astype(np.uint8) for picture in pictures]
+    of_rooms = name == "rooms"
+    label, normal = (load("label"), load("normal")) if of_rooms else (load("label_7"), None)
+    views = LOOKS[name].views(label, load("depth")[..., 0], normal)
+    return [_views.colours(load("image")), *views]
 
 
 def _faces(root: Path, count: int) -> Image.Image:

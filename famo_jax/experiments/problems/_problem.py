@@ -72,6 +72,8 @@ class Problem(NamedTuple):
     place: Place = "features"
     # Whether the second pass of a two-pass method moves the state too, as in the official code.
     both_passes: bool = False
+    # (params, state) -> what a network tells of a few test examples, to be looked at.
+    shown: Callable[[Any, Any], jax.Array] | None = None
 
 
 def no_data(steps: int, seeds: Sequence[int], batch_size: int = 0) -> Data:

@@ -43,6 +43,7 @@ _NORMAL = (
 )
 METRICS = {"semantic": _SEMANTIC, "depth": _DEPTH, "normal": _NORMAL}
 WITHIN = (11.25, 22.5, 30.0)
+SHOWN = 2  # scenes
 BINS = 100  # of a degree, in which the pooled median is found
 
 
@@ -203,6 +204,17 @@ def metrics_of(counts: Counts, outputs: Sequence[str]) -> jax.Array:
     return jnp.concatenate([percent * jnp.concatenate(own) for own in (official, pooled)])
 
 
+def told(outputs: Outputs) -> jax.Array:
+    """``[B, H, W, 5]``, float16: the class, depth and the normal; NaN of what is no task."""
+    parts = dict(outputs)
+    if "semantic" in outputs:
+        parts["semantic"] = jnp.argmax(outputs["semantic"], axis=-1)[..., None]
+    shape = next(iter(parts.values())).shape[:-1]
+    channels = {"semantic": 1, "depth": 1, "normal": 3}
+    every = [parts.get(name, jnp.full((*shape, of), jnp.nan)) for name, of in channels.items()]
+    return jnp.concatenate([each.astype(jnp.float16) for each in every], axis=-1)
+
+
 # --- The problem ----------------------------------------------------------------------------------
 
 
@@ -291,8 +303,13 @@ def problem(benchmark: Benchmark, train: Scenes, test: Scenes, plan: Plan,
         both = metrics_of(counts, tuple(outputs)).reshape(2, -1)
         return jnp.full((2, of_all), jnp.nan).at[:, jnp.array(at)].set(both).ravel()
 
+    def shown(params: chex.ArrayTree, state: Any) -> jax.Array:
+        model = nnx.merge(graph, params, state, copy=True)
+        model.eval()
+        return told(model(jnp.asarray(test.image[:SHOWN])))
+
     tasks = tuple(Task(name, METRICS[name][0].loss, name, 4) for name in outputs)
     return Problem(
         tasks, load_data, lambda seeds: _problem.init_stateful(make, seeds), losses, metrics,
-        features=(encode, heads), both_passes=plan.both_passes,
+        features=(encode, heads), both_passes=plan.both_passes, shown=shown,
     )  # fmt: skip
