@@ -9,6 +9,7 @@ import argparse
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +69,22 @@ def settings_of(method: Method, options: argparse.Namespace) -> list[dict[str, f
     names = [*method.takes, "learning_rate"]
     every = itertools.product(*(lists[name] for name in method.takes), options.learning_rate)
     return [dict(zip(names, values, strict=True)) for values in every]
+
+
+# --- Data in a folder -----------------------------------------------------------------------------
+
+
+def facts_of(folder: str) -> dict[str, Any]:
+    """Its name, and whether what it holds was drawn by this project."""
+    from famo_jax.experiments.make import _write
+
+    return {"data": folder, "made": (Path(folder) / _write.FACTS).exists()}
+
+
+def data(problem: Mapping[str, Any]) -> str:
+    """What is to be said of it."""
+    made = ": drawings, which say nothing about the real ones" if problem["made"] else ""
+    return f"Data: {problem['data']}{made}."
 
 
 # --- The run --------------------------------------------------------------------------------------
@@ -151,8 +168,13 @@ OPPONENTS = ("ls", "si", "frozen", "first-loss", "uw", "famo")
 
 
 def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
-    """The figures of each method. Methods share seeds, so differences between two are paired."""
+    """The figures of each method, beside the paper's where the data are the paper's.
+
+    Methods share seeds, so that differences between two are paired.
+    """
     arms, problem, times = runs.facts["arms"], runs.facts["problem"], runs.facts["times"]
+    if problem.get("made"):
+        paper = {}
     names = [task["name"] for task in problem["tasks"]]
     higher = np.array([task["higher_is_better"] for task in problem["tasks"]])
     delta_m = functools.partial(_statistics.delta_m, higher_is_better=higher)

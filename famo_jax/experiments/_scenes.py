@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from famo_jax.experiments._train import Session
 
 LEVELS = 5  # that the networks have in full
+SMALL = {
+    "network": "segnet",
+    "width": 8,
+    "levels": 4,
+    "batch_size": 4,
+    "epochs": 16,
+    "halve_every": 8,
+    "last": 4,
+    "learning_rate": [5e-3],
+    "at_once": 8,
+}
 PAPER = {
     "network": "mtan",
     "width": 64,
@@ -107,7 +118,7 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
     problem = dense.problem(own, train, test, plan)
     problem = problem._replace(place=options.aggregate_at)
     facts = {
-        "data": options.data,
+        **_benchmark.facts_of(options.data),
         "size": [height, width],
         "scenes": [count - options.held_out, len(test.image)],
         "network": options.network,
@@ -209,7 +220,7 @@ def data(summary: Summary) -> str:
     train, test = problem["scenes"]
     return (
         f"{problem['network']} on {train} scenes of {size}, tested on {test}; metrics are means of "
-        f"batches, then of the last epochs. Data: {problem['data']}."
+        f"batches, then of the last epochs. {_benchmark.data(problem)}"
     )
 
 
@@ -245,7 +256,7 @@ def study(
         run=functools.partial(run, benchmark),
         summarize=functools.partial(summarize, paper, look),
         tables=functools.partial(_benchmark_report.tables, "Metrics on test", data),
-        pictures={f"{name}.png": _benchmark_report.draw, f"{name}-scenes.png": draw},
+        pictures={f"{name}.png": _benchmark_report.draw, f"{name}_scenes.png": draw},
         options={"preset": preset, **OPTIONS, **options},
         curves=_benchmark.CURVES | {"told"},
         epilog=f"{described(_benchmark.METHODS)}\n\nstl trains a SegNet for each task",

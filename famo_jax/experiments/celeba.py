@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
     problem = make()._replace(place=options.aggregate_at)
     network = functools.partial(celeba.Network, len(celeba.TASKS), width=options.width)
     facts = {
-        "data": options.data,
+        **_benchmark.facts_of(options.data),
         "faces": counts,
         "parameters": _problem.count_parameters(network),
     }
@@ -102,7 +102,7 @@ def data(summary: Summary) -> str:
     train, validation, test = summary["problem"]["faces"]
     return (
         f"Trained on {train:,} faces, validated on {validation:,}, tested on {test:,} at the best "
-        f"epoch. Data: {summary['problem']['data']}."
+        f"epoch. {_benchmark.data(summary['problem'])}"
     )
 
 

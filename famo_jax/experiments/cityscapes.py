@@ -10,7 +10,11 @@ from typing import Any
 
 from famo_jax.experiments import _command, _scenes
 
-PRESETS = {"paper": {**_scenes.PAPER, "batch_size": 8}, "tiny": _scenes.TINY}
+PRESETS = {
+    "paper": {**_scenes.PAPER, "batch_size": 8},
+    "small": _scenes.SMALL,
+    "tiny": _scenes.TINY,
+}
 # Table 3 of the paper: mIoU, pixel accuracy, absolute and relative error. There the row of ls
 # repeats that of si; this one is of the Nash-MTL paper's Table 3, where the others are from.
 PAPER = {

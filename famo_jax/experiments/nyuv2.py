@@ -11,7 +11,11 @@ from typing import Any
 
 from famo_jax.experiments import _command, _scenes
 
-PRESETS = {"paper": {**_scenes.PAPER, "batch_size": 2}, "tiny": _scenes.TINY}
+PRESETS = {
+    "paper": {**_scenes.PAPER, "batch_size": 2},
+    "small": _scenes.SMALL,
+    "tiny": _scenes.TINY,
+}
 # Table 1 of the paper: mIoU, pixel accuracy, absolute and relative error, mean and median angle,
 # shares within 11.25, 22.5 and 30 degrees.
 PAPER = {

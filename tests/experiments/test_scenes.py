@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 
@@ -15,26 +16,17 @@ from famo_jax.experiments import (
     _epochs,
     _files,
     _methods,
+    _scenes,
     _train,
     cityscapes,
     nyuv2,
 )
 from famo_jax.experiments.make import __main__ as make
-from famo_jax.experiments.problems import _problem, dense
+from famo_jax.experiments.problems import _problem, _views, dense
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
 NAMES = ["ls", "si", "famo", "famo-one-pass"]
-SIZES = [
-    "--quick",
-    "--batch-size",
-    "2",
-    "--width",
-    "16",
-    "--levels",
-    "1",
-    "--learning-rate",
-    "1e-2",
-]
+SIZES = ["--quick", "--batch-size=2", "--width=16", "--levels=1", "--learning-rate=1e-2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -217,9 +209,27 @@ def test_metrics_are_means_of_the_last_epochs(whole_run):
 # --- What is reported -----------------------------------------------------------------------------
 
 
-def test_it_prints_all_within_80_columns(whole_run):
+def test_drawings_do_not_stand_beside_the_papers_rows(whole_run):
     _, printed, summary = whole_run
+    assert "drawings" in printed
+    assert "paper" not in printed.partition("Metrics on test")[2].partition("Δm, and")[0]
+    assert not any("paper" in each for each in summary["methods"].values())
+
+
+@pytest.fixture(scope="module")
+def as_if_real(whole_run, tmp_path_factory, run_study):
+    """The same run, if its scenes were the real ones."""
+    folder = tmp_path_factory.mktemp("real")
+    for name in (_files.RUNS, _files.STUDY):
+        text = (whole_run[0] / name).read_bytes()
+        (folder / name).write_bytes(text.replace(b'"made": true', b'"made": false'))
+    return run_study("nyuv2", tmp_path_factory.mktemp("shown"), "--from", str(folder))
+
+
+def test_it_prints_all_within_80_columns(as_if_real):
+    printed, summary = as_if_real
     assert "…" not in printed
+    assert "drawings" not in printed
     assert max(map(len, printed.splitlines())) <= 80
     table = printed.partition("Metrics on test")[2].partition("Δm, and")[0].splitlines()
     for name in NAMES[:3]:
@@ -237,13 +247,56 @@ def test_it_prints_all_within_80_columns(whole_run):
     assert set(summary["methods"]["ls"]["pooled"]) == set(summary["methods"]["ls"]["test"])
 
 
-def test_delta_m_is_against_the_official_networks(whole_run):
-    _, _, summary = whole_run
+def test_delta_m_is_against_the_official_networks(as_if_real):
+    _, summary = as_if_real
     signs = np.array([-1, -1, 1, 1, 1, 1, -1, -1, -1])
     for each in summary["methods"].values():
         changes = signs * (np.array(list(each["test"].values())) / dense.NYUV2.stl - 1)
         assert each["delta_m"]["mean"] == pytest.approx(100 * changes.mean(), rel=1e-4)
     assert summary["methods"]["famo"]["paper_delta_m"] == pytest.approx(-4.10, abs=0.01)
+
+
+def test_what_networks_tell_of_a_scene_is_shown_beside_what_is_there(whole_run, rooms):
+    """The pictures of the figure, read back from it."""
+    folder, _, _ = whole_run
+    runs = _files.read(None, "nyuv2", [folder])[str(folder)]
+    shown = runs.arrays["famo"]["shown"]
+    assert shown.shape == (1, 1, dense.SHOWN, 32, 64, 5)
+    figure = _scenes.draw(_files.plain(nyuv2.STUDY.summarize(runs)))
+    grid = np.reshape(figure.axes, (-1, 8))
+    names = [row[0].texts[0].get_text() for row in grid[1:]]
+    assert names == ["ls", "si", "famo"]
+    image = lambda axes: np.asarray(axes.images[0].get_array())
+    own = {field: np.load(rooms / "val" / field / "1.npy") for field in ("image", "depth")}
+    np.testing.assert_allclose(image(grid[0, 4]), 255 * np.clip(own["image"], 0, 1), atol=1)
+    # Of the second scene, without the normals; the palette's place tells the class.
+    palette = _views.colours(_views.ROOMS.palette)
+    told = palette[shown[0, 0, 1, ..., 0].astype(int)]
+    np.testing.assert_array_equal(image(grid[3, 5]), told)
+    for axes, depth in ((grid[0, 6], own["depth"][..., 0]), (grid[3, 6], shown[0, 0, 1, ..., 1])):
+        near = matplotlib.colormaps["turbo"](1 - np.clip(depth / 6, 0, 1))[..., :3]
+        expected = np.where((depth == 0)[..., None], 0, 255 * near)
+        np.testing.assert_allclose(image(axes), expected, atol=1)
+
+
+def test_single_tasks_networks_tell_each_their_own():
+    """Put together, and at the setting that validation chose for each."""
+    nothing = np.full((2, 1, 1, 4, 4, 5), np.nan, np.float16)
+    semantic, depth, normal = (nothing.copy() for _ in range(3))
+    semantic[1, ..., 0], depth[0, ..., 1], normal[1, ..., 2:] = 3, 1.5, [0, 1, 0]
+    parts = {"stl-semantic": semantic, "stl-depth": depth, "stl-normal": normal}
+    one = np.ones((1, 4, 4))
+    truth = {"image": np.zeros((1, 4, 4, 3)), "label": -one, "depth": 0 * one,
+             "normal": np.zeros((1, 4, 4, 3))}  # fmt: skip
+    arrays = {name: {"shown": own} for name, own in parts.items()} | {"truth": truth}
+    summary = {"chosen": {"stl-semantic": 1, "stl-depth": 0, "stl-normal": 1}}
+    views = _scenes.told(_views.ROOMS, summary, _files.Runs({}, arrays))["views"]
+    assert list(views) == ["truth", "stl"]
+    assert not views["truth"].any()  # nothing is known: no class, no depth, no normal
+    near = np.array(matplotlib.colormaps["turbo"](0.75)[:3])
+    expected = [255 * _views.ROOMS.palette[3], 255 * near, [127, 255, 127]]
+    for view, colour in zip(views["stl"][0], expected, strict=True):
+        np.testing.assert_allclose(view, np.broadcast_to(colour, (4, 4, 3)), atol=1)
 
 
 def test_earlier_runs_need_no_data(whole_run, tmp_path, run_study):
@@ -269,7 +322,8 @@ def test_presets_are_the_official_settings():
             "network": "mtan", "width": 64, "levels": 5, "batch_size": batch_size,
             "epochs": 200, "halve_every": 100, "last": 10, "learning_rate": [1e-4], "at_once": 1,
         }  # fmt: skip
-        assert study.PRESETS["tiny"].keys() == study.PRESETS["paper"].keys()
+        for other in ("small", "tiny"):
+            assert study.PRESETS[other].keys() == study.PRESETS["paper"].keys()
 
 
 def test_without_an_epoch_a_step_of_each_method_is_measured(rooms, tmp_path, run_study):
@@ -313,7 +367,8 @@ def test_of_several_rates_a_task_takes_what_is_best_for_it():
     first = {"validation": np.array([[[1, np.nan]], [[3, np.nan]], [[2, np.nan]]])}
     other = {"validation": np.array([[[np.nan, 5]], [[np.nan, 4]], [[np.nan, 6]]])}
     parts = [own | {"test": own["validation"] + 10} for own in (first, other)]
-    found = _benchmark._single_tasks(parts, higher)
+    found, settings = _benchmark._single_tasks(parts, higher)
+    assert settings == [1, 1]
     np.testing.assert_array_equal(found["validation"], [3, 4])
     np.testing.assert_array_equal(found["test"], [13, 14])
 
