@@ -138,10 +138,9 @@ def train(
 
     @jax.jit
     def end_of_epoch(
-        network: Network, traces: Any, first: Any, held_out: Any
+        network: Network, trace: _train.Trace, first: Any, held_out: Any
     ) -> tuple[Network, Epoch]:
         carry, watch = network
-        trace = jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
         validation, *test = (
             arm.problem.metrics(carry.params, carry.state, own) for own in held_out
         )
@@ -165,7 +164,8 @@ def train(
         """All networks, one after the other, go through what is on the device at once."""
         networks = [*networks]
         traces: list[list[_train.Trace]] = [[] for _ in pairs]
-        end, at_once = first + length, data.at_once or length
+        end = first + length
+        at_once = 1 if arm.problem.step_by_step else data.at_once or length
         for now in range(first, end, at_once):
             until = min(now + at_once, end)
             batches = data.batches(now, until)
@@ -175,7 +175,7 @@ def train(
                 traces[index].append(trace)
                 tell(f"{until} steps, {index + 1} of {len(pairs)}")
         ends = [
-            end_of_epoch(network, own, first, _at(held_out, j))
+            end_of_epoch(network, _joined(own), first, _at(held_out, j))
             for network, own, (_, j) in zip(networks, traces, pairs, strict=True)
         ]
         return [network for network, _ in ends], [left for _, left in ends]
@@ -226,6 +226,10 @@ def train(
 
 def _at(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _joined(traces: list[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
 
 
 def _stacked(trees: list[Any]) -> Any:

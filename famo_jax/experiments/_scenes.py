@@ -22,10 +22,10 @@ SMALL = {
     "width": 8,
     "levels": 4,
     "batch_size": 4,
-    "epochs": 16,
-    "halve_every": 8,
-    "last": 4,
-    "learning_rate": [5e-3],
+    "epochs": 12,
+    "halve_every": 6,
+    "last": 3,
+    "learning_rate": [1e-2],
     "at_once": 8,
 }
 PAPER = {

@@ -156,7 +156,12 @@ def functions(arm: Arm) -> Functions:
         traces = []
         for part in batches if isinstance(batches, list) else [batches]:
             count = len(jax.tree.leaves(part)[0])
-            carry, trace = jax.lax.scan(step, carry, (first + jnp.arange(count), part))
+            every = first + jnp.arange(count), part
+            if count == 1:  # without a loop, in which XLA's convolutions are slow on a CPU
+                carry, trace = step(carry, jax.tree.map(lambda leaf: leaf[0], every))
+                trace = jax.tree.map(lambda leaf: leaf[None], trace)
+            else:
+                carry, trace = jax.lax.scan(step, carry, every)
             traces.append(trace)
             first += count
         return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)

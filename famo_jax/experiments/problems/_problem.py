@@ -72,6 +72,9 @@ class Problem(NamedTuple):
     place: Place = "features"
     # Whether the second pass of a two-pass method moves the state too, as in the official code.
     both_passes: bool = False
+    # Whether each step is a call of its own, not one of a loop, in which XLA's convolutions take
+    # four times as long on a CPU.
+    step_by_step: bool = False
     # (params, state) -> what a network tells of a few test examples, to be looked at.
     shown: Callable[[Any, Any], jax.Array] | None = None
 
@@ -233,15 +236,24 @@ def epochs_of(
     """
     epoch = -(-len(rows) // batch_size)
 
+    @functools.lru_cache(maxsize=1)
+    def order(number: int) -> Any:  # [rows, seeds]
+        orders = [np.random.default_rng([seed, number]).permutation(rows) for seed in seeds]
+        return np.stack(orders, axis=1).astype(np.int32)
+
     def stream(first: int, last: int) -> Any:
         number = first // epoch
-        orders = [np.random.default_rng([seed, number]).permutation(rows) for seed in seeds]
         start, end = ((step - number * epoch) * batch_size for step in (first, last))
-        parts = _batches(np.stack(orders, axis=1).astype(np.int32)[start:end], batch_size)
+        parts = _batches(order(number)[start:end], batch_size)
         parts = [part.swapaxes(1, 2) for part in parts]
         return parts if len(parts) > 1 else parts[0]
 
     return stream, epoch
+
+
+def on_cpu() -> bool:
+    """Whether that is where JAX computes."""
+    return bool(jax.default_backend() == "cpu")
 
 
 def streamed(rows: Callable[[int, int], Any], arrays: Any) -> Callable[[int, int], Any]:

@@ -311,5 +311,6 @@ def problem(benchmark: Benchmark, train: Scenes, test: Scenes, plan: Plan,
     tasks = tuple(Task(name, METRICS[name][0].loss, name, 4) for name in outputs)
     return Problem(
         tasks, load_data, lambda seeds: _problem.init_stateful(make, seeds), losses, metrics,
-        features=(encode, heads), both_passes=plan.both_passes, shown=shown,
+        features=(encode, heads), both_passes=plan.both_passes,
+        step_by_step=_problem.on_cpu(), shown=shown,
     )  # fmt: skip
