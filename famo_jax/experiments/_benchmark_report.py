@@ -22,9 +22,11 @@ def tables(title: str, data: Callable[[Summary], str], summary: Summary) -> list
     if len(summary["problem"]["tasks"]) <= MANY:
         parts += [errors_table(title, summary), delta_m_table(summary)]
         parts += [changes_table(summary)] if "ls" in summary["methods"] else []
+        parts.append(training_table(summary))
         pooled = any("pooled" in each for each in summary["methods"].values())
         return parts + ([pooled_table(summary)] if pooled else [])
-    return [*parts, spread_table(title, summary), delta_m_table(summary)]
+    more = delta_m_table(summary), training_table(summary)
+    return [*parts, spread_table(title, summary), *more]
 
 
 def notes(data: Callable[[Summary], str], summary: Summary) -> str:
@@ -130,14 +132,13 @@ def delta_m_table(summary: Summary) -> Any:
     others = [name for name in ("ls", "si", "first-loss") if name in methods]
     whose = "stl (%)" if summary["stl"] else "official\nstl (%)"
     headers = (f"Δm to\n{whose}", "paper's\nΔm")
-    more = ("best\nepoch", "learn.\nrate", "logit\nrange", "step\n/ ls")
     table = _tables.new(
         "Δm, and the mean change of the errors against others, paired by seed: mean±95%",
         ["method"],
-        (*headers, *(f"-{name}\n(%)" for name in others if "ls" in methods), *more),
+        (*headers, *(f"- {name}\n(%)" for name in others if "ls" in methods)),
+        padding=1,
     )
     for name, each in methods.items():
-        step, ranges = each.get("step_relative_to_ls"), each.get("logit_range")
         against = (
             [each.get("against", {}).get(other) for other in others] if "ls" in methods else []
         )
@@ -146,8 +147,20 @@ def delta_m_table(summary: Summary) -> Any:
             _tables.with_error(each["delta_m"], space=""),
             f"{each['paper_delta_m']:.1f}" if "paper_delta_m" in each else "",
             *map(_told, against),
-            f"{np.mean(each['best_epoch']):.0f}",
+        )
+    return table
+
+
+def training_table(summary: Summary) -> Any:
+    """At which rate, until when, how far the logits went, and what a step costs."""
+    headers = ("learning\nrate", "best\nepoch", "range of the\nlogits", "step\n/ ls")
+    table = _tables.new("Training", ["method"], headers, padding=1)
+    for name, each in summary["methods"].items():
+        step, ranges = each.get("step_relative_to_ls"), each.get("logit_range")
+        table.add_row(
+            name,
             f"{each['setting']['learning_rate']:g}",
+            f"{np.mean(each['best_epoch']):.0f}",
             f"{ranges[0]:.2f}" if ranges else "",
             f"{step:.2f}" if step else "",
         )
