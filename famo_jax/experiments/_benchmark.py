@@ -147,8 +147,8 @@ def train(
         tell("measuring")
         names = dict.fromkeys(["ls", *(name for name in options.methods if name != STL)])
         timed = [arm(name, name, problem) for name in names]
-        steps_and_rounds = (4, 9) if options.epochs else (1, 5)
-        times = _train.measure_steps(timed, *steps_and_rounds)
+        of_call = 1 if problem.step_by_step or not options.epochs else 4
+        times = _train.measure_steps(timed, of_call, rounds=9 if options.epochs else 5)
         tell("done")
     of_problem = {
         **facts,
