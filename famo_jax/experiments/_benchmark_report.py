@@ -217,9 +217,11 @@ def draw(summary: Summary) -> Any:
             name: (np.array(each["validation_curve"]), METHODS[name].colour)
             for name, each in methods.items()
         }
-        right.set_yscale("log")
+        everywhere = [value for values, _ in curves.values() for value in values]
+        if min(everywhere, default=0) > 0:
+            right.set_yscale("log")
+            _plots.plain_numbers(right.yaxis)
         _plots.lines(right, epochs, curves)
-        _plots.plain_numbers(right.yaxis)
         whose = "stl" if summary["stl"] else "the official STL"
         right.set_title(f"Δm on validation, against {whose} (%)")
         right.set_xlabel("epoch")

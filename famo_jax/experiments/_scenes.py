@@ -188,23 +188,28 @@ def draw(summary: Summary) -> Any:
             return figure
     scenes, across, high, wide = rows["truth"].shape[:4]
     columns = scenes * (across + 1)
-    width = 8.0 / columns
-    with _plots.picture(height=len(rows) * (width * high / wide + 0.04) + 0.3) as figure:
-        grid = figure.subplots(len(rows), columns, squeeze=False)
+    height = len(rows) * 8.5 / columns * high / wide + 0.25
+    with _plots.picture(height) as figure:
+        figure.set_layout_engine("none")
+        edges = {"left": 0.005, "right": 0.995, "bottom": 0.005, "top": 1 - 0.25 / height}
+        apart = {"wspace": 0.04, "hspace": 0.04}
+        grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=edges | apart)
         for axes in grid.flat:
             axes.set_axis_off()
         for axes_of_row, (name, views) in zip(grid, rows.items(), strict=True):
             for scene in range(scenes):
                 start = scene * (across + 1)
                 if name == "truth":
-                    axes_of_row[start].imshow(summary["told"]["picture"][scene])
+                    axes_of_row[start].imshow(
+                        summary["told"]["picture"][scene], interpolation="nearest"
+                    )
                     axes_of_row[start].set_title("picture")
                 else:
                     axes_of_row[start].text(0.95, 0.5, name, ha="right", va="center")
                 for axes, view, task in zip(
                     axes_of_row[start + 1 :], views[scene], VIEWS, strict=False
                 ):
-                    axes.imshow(view)
+                    axes.imshow(view, interpolation="nearest")
                     if name == "truth":
                         axes.set_title(task)
     return figure
