@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from famo_jax.experiments import _benchmark, _train
-from famo_jax.experiments.problems import _segnet, dense
+from famo_jax.experiments.problems import _problem, _segnet, dense
 from famo_jax.experiments.problems._dense_files import Scenes
 
 OUTPUTS = dense.NYUV2.outputs
@@ -44,20 +44,21 @@ def our_steps(scenes, width, place):
     variables = jax.tree.map(lambda leaf: leaf[0], problem.init([0]))
     steps, notes = {}, {}
     for name in OURS:
+        print(f"compiling {name}", file=sys.stderr)
         setting = {"learning_rate": 1e-4, "gamma": 1e-3}
         method = _benchmark.METHODS[name]
         constant = lambda setting, _: setting["learning_rate"]
         arm = _train.Arm(name, problem, data, 1, method, [setting], [0], schedule=constant)
         begin, advance, _ = _train.functions(arm)
 
-        def step(carry, advance=advance, setting=setting):
+        def step(carry, batch, advance=advance, setting=setting):
             return advance(setting, carry, jax.random.key(0), None, 0, batch)[0]
 
         carry = [jax.jit(functools.partial(begin, setting))(variables)]
-        compiled = jax.jit(step, donate_argnums=0).lower(*carry).compile()
+        compiled = jax.jit(step, donate_argnums=0).lower(*carry, batch).compile()
 
         def call(compiled=compiled, carry=carry):
-            carry[0] = jax.block_until_ready(compiled(carry[0]))
+            carry[0] = jax.block_until_ready(compiled(carry[0], batch))
 
         steps[name] = call
         memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
@@ -145,16 +146,9 @@ def mtan(torch, width):
             return log_probabilities, depth[:, 0], nn.functional.normalize(normal)
 
     model = Mtan()
-    ours = _benchmark_parameters(width)
-    theirs = sum(parameter.numel() for parameter in model.parameters())
-    assert theirs == ours, (theirs, ours)
+    ours = _problem.count_parameters(dense.network_of(OUTPUTS, dense.Plan(width=width)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == ours
     return model
-
-
-def _benchmark_parameters(width):
-    from famo_jax.experiments.problems import _problem
-
-    return _problem.count_parameters(dense.network_of(OUTPUTS, dense.Plan(width=width)))
 
 
 def their_steps(scenes, width):

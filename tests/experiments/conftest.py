@@ -25,5 +25,19 @@ def run_study():
     return run
 
 
+@pytest.fixture(scope="session")
+def as_if_real(run_study, tmp_path_factory):
+    """Reads a run on drawings as if they were the real data: what is printed, and the summary."""
+
+    def read(name, folder):
+        copy = tmp_path_factory.mktemp("real")
+        for file in (_files.RUNS, _files.STUDY):
+            content = (folder / file).read_bytes()
+            (copy / file).write_bytes(content.replace(b'"made": true', b'"made": false'))
+        return run_study(name, tmp_path_factory.mktemp("shown"), "--from", str(copy))
+
+    return read
+
+
 def _after_from(arguments):
     return arguments[arguments.index("--from") + 1 :] if "--from" in arguments else []

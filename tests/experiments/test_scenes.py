@@ -220,18 +220,8 @@ def test_drawings_do_not_stand_beside_the_papers_rows(whole_run):
     assert not any("paper" in each for each in summary["methods"].values())
 
 
-@pytest.fixture(scope="module")
-def as_if_real(whole_run, tmp_path_factory, run_study):
-    """The same run, if its scenes were the real ones."""
-    folder = tmp_path_factory.mktemp("real")
-    for name in (_files.RUNS, _files.STUDY):
-        text = (whole_run[0] / name).read_bytes()
-        (folder / name).write_bytes(text.replace(b'"made": true', b'"made": false'))
-    return run_study("nyuv2", tmp_path_factory.mktemp("shown"), "--from", str(folder))
-
-
-def test_it_prints_all_within_80_columns(as_if_real):
-    printed, summary = as_if_real
+def test_it_prints_all_within_80_columns(whole_run, as_if_real):
+    printed, summary = as_if_real("nyuv2", whole_run[0])
     assert "…" not in printed
     assert "drawings" not in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -251,8 +241,8 @@ def test_it_prints_all_within_80_columns(as_if_real):
     assert set(summary["methods"]["ls"]["pooled"]) == set(summary["methods"]["ls"]["test"])
 
 
-def test_delta_m_is_against_the_official_networks(as_if_real):
-    _, summary = as_if_real
+def test_delta_m_is_against_the_official_networks(whole_run, as_if_real):
+    _, summary = as_if_real("nyuv2", whole_run[0])
     signs = np.array([-1, -1, 1, 1, 1, 1, -1, -1, -1])
     for each in summary["methods"].values():
         changes = signs * (np.array(list(each["test"].values())) / dense.NYUV2.stl - 1)
