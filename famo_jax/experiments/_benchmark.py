@@ -83,7 +83,7 @@ def facts_of(folder: str) -> dict[str, Any]:
 
 def data(problem: Mapping[str, Any]) -> str:
     """What is to be said of it."""
-    made = ": drawings, which say nothing about the real ones" if problem["made"] else ""
+    made = ": drawings, which say nothing about the real ones" if problem.get("made") else ""
     return f"Data: {problem['data']}{made}."
 
 

@@ -293,6 +293,15 @@ def test_single_tasks_networks_tell_each_their_own():
         np.testing.assert_allclose(view, np.broadcast_to(colour, (4, 4, 3)), atol=1)
 
 
+def test_a_network_that_diverged_is_black():
+    for bad in (np.nan, np.inf):
+        shown = np.full((4, 4, 5), np.nan, np.float16)
+        shown[..., 1] = bad
+        for view in _views.ROOMS.views(shown[..., 0], shown[..., 1], shown[..., 2:]):
+            assert view.dtype == np.uint8
+            assert not view.any()
+
+
 def test_earlier_runs_need_no_data(whole_run, tmp_path, run_study):
     folder, _, _ = whole_run
     run_study("nyuv2", tmp_path, "--from", str(folder))

@@ -26,17 +26,20 @@ class Look(NamedTuple):
     def views(self, label: Any, depth: Any, normal: Any = None) -> list[Array]:
         """Classes, depth, and normals where they are known: uint8, ``[..., H, W, 3]`` each.
 
-        Normals are red to the right, green up, blue to the viewer. What is not known is black.
+        Normals are red to the right, green up, blue to the viewer. Black is what is not known, or
+        was told by a network that diverged.
 
         Args:
           label: ``[..., H, W]``, numbers of classes.
           depth: ``[..., H, W]``, 0 where it is not known.
           normal: ``[..., H, W, 3]``, 0 where it is not known.
         """
+        label, depth = np.nan_to_num(label, nan=-1), np.nan_to_num(depth, posinf=0, neginf=0)
         share = np.clip(depth / self.most, 0, 1)
         near = matplotlib.colormaps["turbo"](share if self.inverse else 1 - share)[..., :3]
         found = [self.palette[label.astype(int)], np.where(depth[..., None] == 0, 0, near)]
         if normal is not None:
+            normal = np.nan_to_num(normal)
             known = (normal != 0).any(axis=-1, keepdims=True)
             found.append(np.where(known, (normal + 1) / 2, 0))
         return [colours(each) for each in found]
