@@ -27,9 +27,9 @@ class BatchNorm(nnx.Module):
             if count == 1:
                 raise ValueError(f"batch norm: expected several values a channel, got {x.shape}")
             mean, var = jnp.mean(x, axes), jnp.var(x, axes)
-            # Set whole: of `[...] =` Flax asks the sharding, which a tracer takes long to deny.
-            self.mean.set_value(0.9 * self.mean[...] + 0.1 * mean)
-            self.var.set_value(0.9 * self.var[...] + 0.1 * var * (count / (count - 1)))
+            # Anew: of `[...] =` Flax asks the sharding, which a tracer takes long to deny.
+            self.mean = nnx.BatchStat(0.9 * self.mean[...] + 0.1 * mean)
+            self.var = nnx.BatchStat(0.9 * self.var[...] + 0.1 * var * (count / (count - 1)))
         return (x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale[...]) + self.bias[...]
 
 
