@@ -131,7 +131,8 @@ def delta_m_table(summary: Summary) -> Any:
     methods = summary["methods"]
     others = [name for name in ("ls", "si", "first-loss") if name in methods]
     whose = "stl (%)" if summary["stl"] else "official\nstl (%)"
-    headers = (f"Δm to\n{whose}", "paper's\nΔm")
+    papers = any("paper_delta_m" in each for each in methods.values())
+    headers = (f"Δm to\n{whose}", *(["paper's\nΔm"] if papers else []))
     table = _tables.new(
         "Δm, and the mean change of the errors against others, paired by seed: mean±95%",
         ["method"],
@@ -144,8 +145,8 @@ def delta_m_table(summary: Summary) -> Any:
         )
         table.add_row(
             name,
-            _tables.with_error(each["delta_m"], space=""),
-            f"{each['paper_delta_m']:.1f}" if "paper_delta_m" in each else "",
+            _told(each["delta_m"], sign=""),
+            *([f"{each['paper_delta_m']:.1f}" if "paper_delta_m" in each else ""] * papers),
             *map(_told, against),
         )
     return table
@@ -167,13 +168,13 @@ def training_table(summary: Summary) -> Any:
     return table
 
 
-def _told(estimate: Any) -> str:
+def _told(estimate: Any, sign: str = "+") -> str:
     """Of a single seed there is no interval."""
     if not isinstance(estimate, Mapping):
         return ""
     if not np.isfinite(estimate["se"]):
-        return f"{estimate['mean']:+.1f}"
-    return _tables.with_interval(estimate)
+        return f"{estimate['mean']:{sign}.1f}"
+    return _tables.with_interval(estimate, sign)
 
 
 def changes_table(summary: Summary) -> Any:

@@ -202,13 +202,12 @@ def train(
             save(first + length, (networks, list(map(_stacked, past))))
     curves, tests = _stacked(list(map(_stacked, past))), []
     ends = [carry for carry, _ in networks]
-    if score:
-        ends = [end._replace(params=best.params, state=best.state) for end, best in networks]
     if not score:
         both = curves.validation, curves.validation if curves.test is None else curves.test
         tests = [own[:, -last:].mean(axis=1) for own in both]
     else:
         tell("testing")
+        ends = [end._replace(params=best.params, state=best.state) for end, best in networks]
         end = jax.jit(finish)
         for (_, j), best in zip(pairs, ends, strict=True):
             tests.append(end(best, _at(data.validation, j), _at(data.test, j)))

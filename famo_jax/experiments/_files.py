@@ -31,7 +31,7 @@ class Runs(NamedTuple):
     """A run. Of each arm ``facts["arms"]`` tells settings and seeds, ``arrays`` what came of it."""
 
     facts: dict[str, Any]
-    # By arm, as a rule [settings, seeds, ...]; and by other names what all arms share.
+    # By arm, as a rule [settings, seeds, ...]; and what all share, by names in facts["shared"].
     arrays: dict[str, dict[str, Array]]
 
 
@@ -70,10 +70,11 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
         try:
             facts = json.loads((folder / STUDY).read_text(encoding="utf-8"))
             with np.load(folder / RUNS) as flat:
-                arrays: dict[str, dict[str, Array]] = {arm: {} for arm in facts["arms"]}
+                names = *facts["arms"], *facts.get("shared", ())
+                arrays: dict[str, dict[str, Array]] = {name: {} for name in names}
                 for key in flat:
                     arm, field = key.rsplit("/", 1)
-                    arrays.setdefault(arm, {})[field] = flat[key]
+                    arrays[arm][field] = flat[key]
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             parser.error(
                 f"argument --from: expected a folder with {RUNS} and {STUDY}, got {folder} "

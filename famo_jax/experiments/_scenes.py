@@ -137,12 +137,15 @@ def run(benchmark: Callable[[], Any], options: argparse.Namespace, session: "Ses
         schedule=lambda setting, steps: setting["learning_rate"],
     )  # fmt: skip
     some = {name: leaf[: dense.SHOWN] for name, leaf in test._asdict().items() if leaf is not None}
-    return runs._replace(arrays=runs.arrays | {TRUTH: some}) if runs.arrays else runs
+    if not runs.arrays:
+        return runs
+    return Runs(runs.facts | {"shared": [TRUTH]}, runs.arrays | {TRUTH: some})
 
 
 # --- What networks tell ---------------------------------------------------------------------------
 
 TRUTH = "truth"  # of the scenes that are shown
+VIEWS = ("classes", "depth", "normals")
 IN_PICTURE = ("ls", "si", "famo", "famo-ema-no-c", "nash-mtl")
 
 
@@ -213,9 +216,6 @@ def draw(summary: Summary) -> Any:
                     if name == "truth":
                         axes.set_title(task)
     return figure
-
-
-VIEWS = ("classes", "depth", "normals")
 
 
 def data(summary: Summary) -> str:

@@ -39,7 +39,7 @@ COMMON = [
 ]
 
 SCENES = [
-    ("--preset large", "--preset: expected any of paper,"),
+    ("--preset large", "--preset: expected any of paper, small, tiny, got 'large'"),
     ("--methods adam", "--methods: expected any of stl, ls, si, frozen"),
     ("--network vgg", "--network: expected any of mtan, segnet, got 'vgg'"),
     ("--statistics second", "--statistics: expected any of both, first, got 'second'"),
@@ -55,7 +55,7 @@ OPTIONS = {
     "nyuv2": [*SCENES, ("--inverse-depth divide", "unrecognized arguments: --inverse-depth")],
     "cityscapes": [*SCENES, ("--inverse-depth keep", "expected any of divide, multiply")],
     "celeba": [
-        ("--preset large", "--preset: expected any of paper,"),
+        ("--preset large", "--preset: expected any of paper, tiny, got 'large'"),
         ("--stl-statistics none", "--stl-statistics: expected any of batch, running"),
         ("--aggregate-at heads", "--aggregate-at: expected any of features, parameters"),
     ],

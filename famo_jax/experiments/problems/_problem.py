@@ -72,8 +72,8 @@ class Problem(NamedTuple):
     place: Place = "features"
     # Whether the second pass of a two-pass method moves the state too, as in the official code.
     both_passes: bool = False
-    # Whether each step is a call of its own, not one of a loop, in which XLA's convolutions take
-    # four times as long on a CPU.
+    # Whether each step is a call of its own, not one of a loop, in which XLA's convolutions are
+    # slow on a CPU.
     step_by_step: bool = False
     # (params, state) -> what a network tells of a few test examples, to be looked at.
     shown: Callable[[Any, Any], jax.Array] | None = None
@@ -249,11 +249,6 @@ def epochs_of(
         return parts if len(parts) > 1 else parts[0]
 
     return stream, epoch
-
-
-def on_cpu() -> bool:
-    """Whether that is where JAX computes."""
-    return bool(jax.default_backend() == "cpu")
 
 
 def streamed(rows: Callable[[int, int], Any], arrays: Any) -> Callable[[int, int], Any]:

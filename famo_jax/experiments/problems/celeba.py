@@ -148,5 +148,6 @@ def problem(
     return Problem(
         tuple(TASKS[i] for i in at), load_data,
         lambda seeds: _problem.init_stateful(make, seeds), losses, metrics,
-        features=(encode, heads), both_passes=both_passes, step_by_step=_problem.on_cpu(),
+        features=(encode, heads), both_passes=both_passes,
+        step_by_step=jax.default_backend() == "cpu",
     )  # fmt: skip

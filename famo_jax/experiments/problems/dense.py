@@ -312,5 +312,5 @@ def problem(benchmark: Benchmark, train: Scenes, test: Scenes, plan: Plan,
     return Problem(
         tasks, load_data, lambda seeds: _problem.init_stateful(make, seeds), losses, metrics,
         features=(encode, heads), both_passes=plan.both_passes,
-        step_by_step=_problem.on_cpu(), shown=shown,
+        step_by_step=jax.default_backend() == "cpu", shown=shown,
     )  # fmt: skip
