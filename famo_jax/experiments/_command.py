@@ -207,7 +207,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> None:
         stack.callback(lambda: show_tables(study, study.summarize(runs), console))
         _files.write(options.out, runs)
     show(study, runs, options.out, None)
-    names = ", ".join([_files.RUNS, _files.STUDY, f"{study.name}.json", *study.pictures])
+    pictures = [name for name in study.pictures if (options.out / name).exists()]
+    names = ", ".join([_files.RUNS, _files.STUDY, f"{study.name}.json", *pictures])
     console.print(f"{options.out}: {names}, {runs.facts['seconds']:.0f} s", highlight=False)
 
 
@@ -250,4 +251,7 @@ def show(study: Study, runs: _files.Runs, out: Path, console: Console | None) ->
     kept = _files.without(summary, study.curves)
     _files.write_json(out / f"{study.name}.json", about | {"summary": kept})
     for name, draw in study.pictures.items():
-        draw(summary).savefig(out / name)
+        if figure := draw(summary):
+            figure.savefig(out / name)
+        else:  # what an earlier run left is not of this one
+            (out / name).unlink(missing_ok=True)

@@ -34,7 +34,8 @@ class Study(NamedTuple):
     run: "Callable[[argparse.Namespace, Session], Runs]"
     summarize: "Callable[[Runs], Summary]"
     tables: "Callable[[Summary], Sequence[Table | str]]"
-    pictures: "Mapping[str, Callable[[Summary], Figure]]"  # by the names of their files
+    # By the names of their files; nothing where there is nothing to be drawn.
+    pictures: "Mapping[str, Callable[[Summary], Figure | None]]"
     options: Mapping[str, Option] = {}  # besides those that all studies share
     curves: frozenset[str] = frozenset()  # keys of the summary that no table needs
     epilog: str = ""

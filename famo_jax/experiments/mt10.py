@@ -9,13 +9,14 @@ critics. The robots step in processes of their own. There are two presets:
 * ``paper``: the official settings, for a GPU and days.
 
 After every few episodes the agent is evaluated, by the means of its policy and on robots of its
-own: an episode succeeds that does at any of its steps.
+own: an episode succeeds that does at any of its steps. ``--frames`` has a few moments of an episode
+of each robot drawn at the end.
 """
 
 import argparse
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -81,6 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 MOST_REWARD = 10.0  # of Meta-World's rewards v2
+EDGE, GREEN = 5, (46, 160, 67)  # of the frames of who has succeeded, in pixels
 GOALS_OF = 1000  # added to a seed: whose goals a run has
 
 
@@ -127,6 +129,11 @@ OPTIONS = {
     "goals": Option(_command.positive_int, "goals of each task, in turns, to be trained and tried"),
     "evaluate": by_preset("episodes after which the agent is evaluated"),
     "episodes": by_preset("episodes of each task in an evaluation"),
+    "frames": Option(
+        _command.whole,
+        "pictures of an episode of each robot, at its end; MUJOCO_GL=egl or osmesa where there is "
+        "no display",
+    ),
     "buffer": by_preset("transitions of each task that are kept"),
     "batch_size": by_preset("transitions of each task in an update"),
     "width": by_preset("units of a hidden layer"),
@@ -159,6 +166,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             "argument --steps: expected whole evaluations, a multiple of --horizon times "
             f"--evaluate, {period}, got {options.steps}"
         )
+    if options.frames > options.horizon:
+        parser.error(f"argument --frames: expected at most {options.horizon}, got {options.frames}")
     if options.buffer < options.call:
         parser.error(f"argument --buffer: expected at least --call, got {options.buffer}")
     if options.network == "soft-modularization" and options.identity == "untold":
@@ -208,8 +217,12 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
     tells = {(name, seed): session.row(f"{name}, seed {seed}") for name in options.methods
              for seed in seeds}  # fmt: skip
     with _metaworld.lanes(options.tasks, rewards) as lanes:
+        if options.frames:  # or it ends here
+            filming = lanes._replace(kind="frames")
+            filming.reset(GOALS_OF, 0)
+            filming.frames()
         for name in options.methods:
-            every = []
+            every, filmed = [], []
             for seed in seeds:
                 own = f"{name} {seed}"
 
@@ -219,14 +232,20 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
                         _checkpoint.save(session.checkpoint_dir, own, episode, state, spent)
 
                 tell = tells[name, seed]
-                curves, took = train(options, name, seed, lanes, session.saved.get(own), save, tell)
-                tell("done")
+                saved = session.saved.get(own)
+                curves, took, act = train(options, name, seed, lanes, saved, save, tell)
                 every.append(curves)
                 total += took
+                if options.frames:
+                    tell("drawing")
+                    filmed.append(film(options, seed, lanes, act))
+                tell("done")
             arrays[name] = {
                 field: np.stack(leaves)[None]
                 for field, leaves in zip(Curves._fields, zip(*every, strict=True), strict=True)
             }
+            if filmed:
+                arrays[name]["frames"] = np.stack(filmed)[None]
     with np.errstate(invalid="ignore"):
         rates = {"robot_steps": total[1] / total[0], "updates": total[3] / total[2]}
     arms = {
@@ -300,10 +319,11 @@ def train(
     saved: "_checkpoint.Saved | None" = None,
     save: Callable[[int, Saved], None] = lambda episode, state: None,
     tell: Callable[[str], None] = lambda status: None,
-) -> tuple[Curves, Array]:
-    """One agent: its curves, and what robots and updates took, ``[4]``, but for the first of each.
+) -> tuple[Curves, Array, Callable[[Array], Any]]:
+    """One agent: its curves, what robots and updates took, ``[4]``, and how it acts in the end.
 
-    Nothing but the saved state and the number of the episode says how it goes on.
+    The first robots and updates are not counted. It acts by the means of its policy. Nothing but
+    the saved state and the number of the episode says how it goes on.
     """
     import jax
 
@@ -387,7 +407,20 @@ def train(
         save(episode + 1, state)
         steps = (episode + 1) * options.horizon
         tell(f"{steps} steps, {100 * found.mean():.0f}%")
-    return curves, took
+    return curves, took, functools.partial(each.mean, agent.actor)
+
+
+def played(
+    options: argparse.Namespace, seed: int, lanes: Any, act: Callable[[Array], Any], goal: int = 0
+) -> Iterator[Array]:
+    """Plays an episode: before each of its steps, and at its end, who has succeeded, ``[K]``."""
+    observations = lanes.reset(GOALS_OF + seed, goal)
+    success = np.zeros(len(options.tasks), bool)
+    yield success
+    for _ in range(options.horizon):
+        observations, _, succeeds = lanes.step(np.asarray(act(observations)))
+        success = success | succeeds
+        yield success
 
 
 def evaluate(
@@ -396,14 +429,26 @@ def evaluate(
     """The share of episodes that succeed at any step, ``[K]``, on robots of its own."""
     own, found = lanes._replace(kind="evaluate"), []
     for episode in range(options.episodes):
-        observations = own.reset(GOALS_OF + seed, episode % options.goals)
-        success = np.zeros(len(options.tasks), bool)
-        for _ in range(options.horizon):
-            observations, _, succeeds = own.step(np.asarray(act(observations)))
-            success |= succeeds
+        *_, success = played(options, seed, own, act, episode % options.goals)
         found.append(success)
     share: Array = np.mean(found, axis=0)
     return share
+
+
+def film(options: argparse.Namespace, seed: int, lanes: Any, act: Callable[[Array], Any]) -> Array:
+    """Frames of an episode, equally far apart, ``[frames, K, SIDE, SIDE, 3]``.
+
+    Who has succeeded by then has a green edge.
+    """
+    own, found = lanes._replace(kind="frames"), []
+    moments = np.linspace(options.horizon, 0, options.frames).astype(int)
+    inside = np.zeros((_metaworld.SIDE - 2 * EDGE, _metaworld.SIDE - 2 * EDGE), bool)
+    edge = np.pad(inside, EDGE, constant_values=True)
+    for step, success in enumerate(played(options, seed, own, act)):
+        if step in moments:
+            found.append(own.frames())
+            found[-1][success[:, None, None] & edge] = GREEN
+    return np.stack(found)
 
 
 # --- What came of it ------------------------------------------------------------------------------
@@ -423,6 +468,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
             "success_by_seed": last.mean(axis=1),
             "curve": 100 * own["success"].mean(axis=(0, 2)),
         }
+        if "frames" in own:
+            found["frames"] = own["frames"][0]
         for field in ("losses", "task_weights", "alpha", "entropy", "returns"):
             found[field] = own[field].mean(axis=0)
             found[f"last_{field}"] = dict(zip(tasks, found[field][-1], strict=True))
@@ -476,7 +523,7 @@ def draw(summary: Summary) -> Any:
     methods, tasks, settings = summary["methods"], summary["tasks"], summary["settings"]
     points = len(next(iter(methods.values()))["curve"])
     steps = settings["steps"] * np.arange(1, points + 1) / points
-    name = next((each for each in methods if METHODS[each].has_logits), next(iter(methods)))
+    name = _shown(methods)
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(tasks)))
     figure: Any
     with _plots.picture(height=5.6) as figure:
@@ -501,20 +548,44 @@ def draw(summary: Summary) -> Any:
     return figure
 
 
+def _shown(methods: Mapping[str, Any]) -> str:
+    """The first of those that have logits, or of all."""
+    return next((each for each in methods if METHODS[each].has_logits), next(iter(methods)))
+
+
+def draw_frames(summary: Summary) -> Any:
+    """An episode of each robot, from above to below, where frames were drawn."""
+    name = _shown(summary["methods"])
+    frames, tasks = summary["methods"][name].get("frames"), summary["tasks"]
+    if frames is None:
+        return None
+    with _plots.picture(height=8.5 * len(frames) / len(tasks) + 0.6) as figure:
+        grid = figure.subplots(len(frames), len(tasks), squeeze=False)
+        for moment, row in zip(frames, grid, strict=True):
+            for frame, axes in zip(moment, row, strict=True):
+                axes.imshow(frame)
+                axes.set_axis_off()
+        for task, axes in zip(tasks, grid[0], strict=True):
+            axes.set_title(_metaworld.TASKS[task], fontsize=8, loc="center")
+        figure.supxlabel(f"{name}, first seed; downwards the steps of an episode. Green: succeeded",
+                         fontsize=8)  # fmt: skip
+    return figure
+
+
 STUDY = Study(
     name="mt10",
     title="MT10: ten robots by soft actor-critic, as in the paper (Meta-World)",
     seconds=1800,
     full=f"--preset small --tasks {' '.join(_metaworld.TASKS)} --network mtsac --horizon 150 "
-    "--goals 1 --seeds 1 --first-seed 0 --scope critics --methods ls famo",
+    "--goals 1 --frames 0 --seeds 1 --first-seed 0 --scope critics --methods ls famo",
     quick="--tasks reach drawer-close window-close --horizon 50 --evaluate 3 --steps 300 "
     "--random-steps 100 --batch-size 16 --width 64",
     run=run,
     summarize=summarize,
     tables=tables,
-    pictures={"mt10.png": draw},
+    pictures={"mt10.png": draw, "mt10_robots.png": draw_frames},
     options=OPTIONS,
-    curves=frozenset({"losses", "task_weights", "alpha", "entropy", "returns"}),
+    curves=frozenset({"frames", "losses", "task_weights", "alpha", "entropy", "returns"}),
     epilog=described(METHODS),
     check=check,
 )

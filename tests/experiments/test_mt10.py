@@ -127,17 +127,74 @@ def test_what_is_learned_from_is_what_happened(lanes, tmp_path):
     np.testing.assert_allclose(last.curves.returns, returns.T, rtol=1e-4)
 
 
+def towards(seen):
+    """The goal, at full speed."""
+    way = seen[:, -3:] - seen[:, :3]
+    return np.pad(np.sign(way) * (np.abs(way) > 0.05), ((0, 0), (0, 1)))
+
+
 def test_an_evaluation_counts_success_at_any_step(lanes, tmp_path):
     """Towards the goal and through it; or nowhere."""
     options = options_of(tmp_path, "--horizon", "60", "--steps", "120", "--episodes", "3",
                          "--goals", "3")  # fmt: skip
-    towards = lambda seen: np.pad(
-        np.sign(seen[:, -3:] - seen[:, :3]) * (np.abs(seen[:, -3:] - seen[:, :3]) > 0.05),
-        ((0, 0), (0, 1)),
-    )
     np.testing.assert_array_equal(study.evaluate(options, 3, lanes, towards), np.ones(3))
     still = lambda seen: np.zeros((len(seen), 4))
     np.testing.assert_array_equal(study.evaluate(options, 3, lanes, still), np.zeros(3))
+
+
+# --- Frames ---------------------------------------------------------------------------------------
+
+
+def test_frames_show_an_episode_the_right_way_up_and_who_has_succeeded(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    options = options_of(tmp_path, "--horizon", "60", "--steps", "120", "--frames", "3")
+    own, side = ["reach", "drawer-close"], _metaworld.SIDE
+    options.tasks = own
+    # The second one stays where it is.
+    act = lambda seen: towards(seen) * np.array([[1], [0]])
+    with _metaworld.lanes(own, count=2) as lanes:
+        frames = study.film(options, 3, lanes, act)
+        seen = [lanes.reset(study.GOALS_OF + 3, 0)]
+        for _ in range(60):
+            seen.append(lanes.step(act(seen[-1])).observations)
+    assert frames.shape == (3, 2, side, side, 3)
+    red, green = (np.all(frames == colour, axis=-1) for colour in ((255, 0, 0), study.GREEN))
+    for place, step in enumerate((0, 30, 60)):
+        for robot in range(2):
+            (found,) = np.argwhere(red[place, robot])
+            expected = (seen[step][robot, :2].clip(-1, 1) + 1) / 2 * (side - 1)
+            np.testing.assert_allclose(found, expected, atol=1)
+    assert green.any(axis=(2, 3)).tolist() == [[False, False], [True, False], [True, False]]
+    edge = green[-1, 0]
+    assert edge[0].all()
+    assert edge[:, -1].all()
+    assert not edge[study.EDGE :, study.EDGE :][: -study.EDGE, : -study.EDGE].any()
+
+
+def test_a_run_draws_frames_where_it_is_told_to(made, whole_run, tmp_path, monkeypatch, run_study):
+    folder, printed, _ = whole_run
+    assert not (folder / "out" / "mt10_robots.png").exists()
+    assert "mt10_robots" not in printed
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    options = [*SMALL, "--methods", "ls", "--frames", "2", "--seeds", "2"]
+    printed, summary = run_study("mt10", tmp_path, *options)
+    assert "mt10_robots.png" in printed.replace("\n", "")
+    frames = summary["methods"]["ls"]["frames"]
+    panels = study.draw_frames(summary).get_axes()
+    for axes, frame in zip(panels, np.reshape(frames, (6, *frames.shape[2:])), strict=True):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), frame)
+    assert "frames" not in (tmp_path / "mt10.json").read_text().partition("summary")[2]
+    assert (tmp_path / "mt10_robots.png").exists()
+    run_study("mt10", tmp_path, "--from", str(folder / "out"))
+    assert not (tmp_path / "mt10_robots.png").exists()
+
+
+def test_without_a_renderer_it_ends_before_it_trains(made, tmp_path, monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with pytest.raises(SystemExit, match="error: MuJoCo can draw no frames with MUJOCO_GL=''"):
+        study.main([*SMALL, "--methods", "ls", "--frames", "1", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        options_of(tmp_path, "--frames", "21")
 
 
 # --- The command ----------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ The simulator (Yu et al. 2020; package ``metaworld``, extra of the same name) is
 processes alone. Each makes an environment when it is first asked for and keeps it. An episode ends
 with its first success, or after ``HORIZON`` steps. Goals, with where the objects lie, are
 Meta-World's own, 50 of a seed, and the policy sees them.
+
+Frames are drawn by MuJoCo. Without a display it needs a library that draws into memory:
+``MUJOCO_GL=egl`` or ``MUJOCO_GL=osmesa``, of Debian's packages ``libegl1`` and ``libosmesa6``.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,6 +45,7 @@ TASKS = {
 }
 OBSERVATION, ACTION = 39, 4
 GOALS = 50  # that Meta-World draws of a seed
+CAMERA, SIDE = "corner4", 200  # of a frame, in pixels. The camera is mounted upside down
 HORIZON = 200  # steps. The experts need about 80, and more than 150 where they have to try again
 
 
@@ -108,6 +113,14 @@ def robot(task: str, kind: str = "", rewards: str = "v2") -> Any:
 
     del kind
     return ALL_V3_ENVIRONMENTS[f"{task}-v3"](reward_function_version=rewards)
+
+
+@functools.cache
+def renderer(task: str, kind: str, rewards: str) -> Any:
+    """What draws a robot."""
+    import mujoco
+
+    return mujoco.Renderer(robot(task, kind, rewards).unwrapped.model, SIDE, SIDE)
 
 
 class Episodes(NamedTuple):
@@ -218,6 +231,17 @@ class Lanes(NamedTuple):
         steps = [job.result() for job in jobs]
         return Step(*(np.concatenate(leaves) for leaves in zip(*steps, strict=True)))
 
+    def frames(self) -> Array:
+        """What each looks like now, uint8, ``[K, SIDE, SIDE, 3]``.
+
+        Raises:
+          OSError: MuJoCo cannot draw here.
+        """
+        jobs = [
+            pool.submit(frame_each, tasks, self.kind, self.rewards) for pool, tasks in self.parts
+        ]
+        return np.concatenate([job.result() for job in jobs])
+
 
 @contextlib.contextmanager
 def lanes(tasks: Sequence[str], rewards: str = "v2", count: int | None = None) -> Iterator[Lanes]:
@@ -257,3 +281,21 @@ def step_each(tasks: Sequence[str], kind: str, rewards: str, actions: Array) -> 
         np.array(gains, np.float32),
         np.array([bool(each["success"]) for each in more]),
     )
+
+
+def frame_each(tasks: Sequence[str], kind: str, rewards: str) -> Array:
+    """A picture of each."""
+    frames = []
+    try:
+        for task in tasks:
+            draws = renderer(task, kind, rewards)
+            draws.update_scene(robot(task, kind, rewards).unwrapped.data, camera=CAMERA)
+            frames.append(draws.render()[::-1, ::-1])
+    except Exception as error:  # of whatever kind: it depends on the library
+        sys.unraisablehook = lambda _: None  # what is half made complains when it is given up
+        own = os.environ.get("MUJOCO_GL", "")
+        raise OSError(
+            f"MuJoCo can draw no frames with MUJOCO_GL={own!r} ({error}): without a display set it "
+            'to "egl" or "osmesa", which need libegl1 or libosmesa6'
+        ) from error
+    return np.array(frames)
