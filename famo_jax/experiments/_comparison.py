@@ -39,7 +39,8 @@ OWN = "gamma", "logits_rate"  # of methods with logits
 FEW = 4  # more tasks than that are not told one by one
 FIXED = "ls", "si", "frozen", "first-loss"  # these learn no weights
 MAIN = (*FIXED, "uw", "famo", "famo-ema-no-c", "nash-slope", "mgda", "pcgrad", "cagrad", "nash-mtl")
-GRID = "--logits-rate 2e-3 1e-2 5e-2 --methods stl " + " ".join(MAIN)
+RATES = "--logits-rate 2e-3 1e-2 5e-2"
+GRID = f"{RATES} --methods stl {' '.join(MAIN)}"
 QUICK = "--seeds 2 --tuning-seeds 1 --methods stl ls si frozen famo famo-one-pass "
 QUICK += "--learning-rate 1e-2 --gamma 1e-3"
 # What is kept of a run for the tables is little.

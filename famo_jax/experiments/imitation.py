@@ -205,7 +205,9 @@ STUDY = Study(
     seconds=1500,
     full=f"--tasks {' '.join(EVERY)} --demonstrations 50 --goals 50 --steps 2500 --seeds 5 "
     "--tuning-seeds 2 --first-seed 0 --batch-size 32 --learning-rate 3e-3 1e-2 3e-2 "
-    f"--gamma 0 1e-3 1e-2 {_comparison.GRID}",
+    f"--gamma 0 1e-3 1e-2 {_comparison.RATES} --methods stl ls si frozen first-loss uw famo "
+    "famo-no-c famo-one-pass famo-one-pass-no-c famo-ema famo-ema-no-c famo-slope famo-slope-no-c "
+    "nash-slope nash-mtl",
     quick="--demonstrations 5 --goals 2 --steps 300 --tasks reach drawer-close window-open "
     + _comparison.QUICK,
     run=run,

@@ -48,12 +48,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "identity": "told",
         "alphas": "own",
         "rewards": "v2",
-        "steps": 6000,
+        "steps": 45_000,
         "random_steps": 300,
         "call": 10,
-        "evaluate": 4,
+        "evaluate": 30,
         "episodes": 1,
-        "buffer": 6000,
+        "buffer": 45_000,
         "batch_size": 64,
         "width": 256,
         "depth": 2,
@@ -559,13 +559,15 @@ def draw_frames(summary: Summary) -> Any:
     frames, tasks = summary["methods"][name].get("frames"), summary["tasks"]
     if frames is None:
         return None
-    with _plots.picture(height=8.5 * len(frames) / len(tasks) + 0.6) as figure:
-        grid = figure.subplots(len(frames), len(tasks), squeeze=False)
+    columns = max(len(tasks), 5)  # few would be as large as posters
+    with _plots.picture(height=8.5 * len(frames) / columns + 0.6) as figure:
+        grid = figure.subplots(len(frames), columns, squeeze=False)
+        for axes in grid.ravel():
+            axes.set_axis_off()
         for moment, row in zip(frames, grid, strict=True):
-            for frame, axes in zip(moment, row, strict=True):
+            for frame, axes in zip(moment, row, strict=False):
                 axes.imshow(frame)
-                axes.set_axis_off()
-        for task, axes in zip(tasks, grid[0], strict=True):
+        for task, axes in zip(tasks, grid[0], strict=False):
             axes.set_title(_metaworld.TASKS[task], fontsize=8, loc="center")
         figure.supxlabel(f"{name}, first seed; downwards the steps of an episode. Green: succeeded",
                          fontsize=8)  # fmt: skip
