@@ -148,7 +148,7 @@ def train(
         names = dict.fromkeys(["ls", *(name for name in options.methods if name != STL)])
         timed = [arm(name, name, problem) for name in names]
         of_call = 1 if problem.step_by_step or not options.epochs else 4
-        times = _train.measure_steps(timed, of_call, rounds=9 if options.epochs else 5)
+        times = _train.measure_steps(timed, of_call, rounds=9 if options.epochs else 2)
         tell("done")
     of_problem = {
         **facts,

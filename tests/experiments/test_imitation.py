@@ -3,6 +3,7 @@
 But for one test the robots are points of `made_metaworld`, simulated in real processes.
 """
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -214,10 +215,34 @@ def test_a_quick_run(quick):
     fixed = summary["columns"][study.COLUMN]["fixed"]
     ends = [methods[name]["success"]["mean"] for name in ("famo", fixed)]
     assert methods["famo"]["success_gain"]["mean"] == pytest.approx(ends[0] - ends[1], abs=1e-3)
+    for name, control in (("famo", "frozen"), ("famo-one-pass", "frozen")):
+        ends = [methods[each]["success"]["mean"] for each in (name, control)]
+        found = methods[name]["success_over_control"]["mean"]
+        assert found == pytest.approx(ends[0] - ends[1], abs=1e-3)
+    assert "success_over_control" not in methods["si"]
     with np.load(folder / "runs.npz") as arrays:
         assert not [name for name in arrays if name.endswith("params")]
         assert arrays["robots stl/success"].shape == arrays["robots ls/success"].shape == (1, 2, 3)
     assert (folder / "imitation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tasks_in_which_methods_differ_most_are_told(quick):
+    _, _, summary = quick
+    names = [f"task {index}" for index in range(7)]
+    summary = copy.deepcopy(summary)
+    for key in ("expert", "demonstrations", "shown"):
+        summary["problem"][key] = dict.fromkeys(names, 1)
+    methods = summary["columns"][study.COLUMN]["methods"]
+    for number, each in enumerate(methods.values()):
+        rates = [90, 10 * number, 80, 9 * number, 8 * number, 7 * number, 6 * number]
+        each["success_by_task"] = dict(zip(names, rates, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_metaworld, "TASKS", {name: f"t{name[-1]}" for name in names})
+        *_, table, told = study.tables(summary)
+    shown = [column.header for column in table.columns[1:6]]
+    assert shown == ["t1", "t3", "t4", "t5", "t6"]
+    assert [*table.columns[1].cells][:3] == ["0", "10", "20"]
+    assert "every method succeeds in 80% at least" in told
 
 
 def test_success_is_that_of_the_network_that_validation_chose(made, untimed, tmp_path, run_study):
