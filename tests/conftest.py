@@ -6,21 +6,19 @@ import jax
 import pytest
 
 CACHE = "jax_compilation_cache_dir"
+FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
     """What one test compiles, no other test and no process of one has to compile again."""
     if not hasattr(config, "workerinput") and CACHE.upper() not in os.environ:
-        os.environ[CACHE.upper()] = config.stash[own] = tempfile.mkdtemp()
+        os.environ[CACHE.upper()] = config.stash[FOLDER] = tempfile.mkdtemp()
     jax.config.update(CACHE, os.environ[CACHE.upper()])
 
 
 def pytest_unconfigure(config):
-    if own in config.stash:
-        shutil.rmtree(config.stash[own], ignore_errors=True)
-
-
-own = pytest.StashKey[str]()
+    if FOLDER in config.stash:
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
 
 
 @pytest.fixture

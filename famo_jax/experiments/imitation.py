@@ -223,7 +223,7 @@ OPTIONS = {
 STUDY = Study(
     name="imitation",
     title="Multi-task methods on ten robots that imitate experts (Meta-World)",
-    seconds=1500,
+    seconds=1655,
     full=f"--tasks {' '.join(EVERY)} --demonstrations 50 --goals 50 --steps 2500 --seeds 5 "
     "--tuning-seeds 2 --first-seed 0 --batch-size 32 --learning-rate 3e-3 1e-2 3e-2 "
     f"--gamma 0 1e-3 1e-2 {_comparison.RATES} --methods stl ls si frozen first-loss uw famo "
