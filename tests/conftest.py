@@ -40,5 +40,8 @@ def limit_files():
     """A function that keeps files from growing beyond a number of bytes, as a quota would."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # JAX's files are not ours
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)

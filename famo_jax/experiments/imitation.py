@@ -153,12 +153,13 @@ def tables(summary: Summary) -> list[Any]:
     counts = list(problem["demonstrations"].values())
     succeed = [100 * value for value in problem["shown"].values()]
     others = np.delete(rates, widest, axis=1)
-    told = f"On the other tasks every method succeeds in {others.min():.0f}% at least. "
-    told = (told if others.size else "") + (
+    told = (
         "- control: from the same method with its logits held at 0, which are frozen, si and, of "
         f"Nash-MTL, first-loss. {summary['episodes']} demonstrations a task, {min(counts):,} to "
         f"{max(counts):,} steps; {min(succeed):.0f} to {max(succeed):.0f}% succeed under the noise."
     )
+    if others.size:
+        told = f"On the other tasks every method succeeds in {others.min():.0f}% at least. {told}"
     return [*_comparison.tables(summary), table, told]
 
 

@@ -257,7 +257,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line(made, tmp_path, monkeypatc
     message = "error: a process of the simulator died, for want of memory perhaps"
     assert exit_info.value.code == message
     for child in set(multiprocessing.active_children()) - before:
-        child.join(timeout=10)
+        child.join(timeout=60)
         assert not child.is_alive()
 
 
