@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "identity": "told",
         "alphas": "own",
         "rewards": "v2",
-        "steps": 45_000,
+        "steps": 31_500,
         "random_steps": 300,
         "call": 10,
         "evaluate": 30,
@@ -577,7 +577,7 @@ def draw_frames(summary: Summary) -> Any:
 STUDY = Study(
     name="mt10",
     title="MT10: ten robots by soft actor-critic, as in the paper (Meta-World)",
-    seconds=1800,
+    seconds=3400,
     full=f"--preset small --tasks {' '.join(_metaworld.TASKS)} --network mtsac --horizon 150 "
     "--goals 1 --frames 0 --seeds 1 --first-seed 0 --scope critics --methods ls famo",
     quick="--tasks reach drawer-close window-close --horizon 50 --evaluate 3 --steps 300 "
