@@ -1,19 +1,21 @@
-import os
 import shutil
 import tempfile
 
 import jax
 import pytest
 
-CACHE = "jax_compilation_cache_dir"
 FOLDER = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    """What one test compiles, no other test and no process of one has to compile again."""
-    if not hasattr(config, "workerinput") and CACHE.upper() not in os.environ:
-        os.environ[CACHE.upper()] = config.stash[FOLDER] = tempfile.mkdtemp()
-    jax.config.update(CACHE, os.environ[CACHE.upper()])
+    """What one test compiles no other has to.
+
+    Each process has a folder of its own, which those that it starts do not inherit: JAX writes
+    entries in place, and would find but a part of one that is being written, or was when its
+    process was killed.
+    """
+    config.stash[FOLDER] = tempfile.mkdtemp()
+    jax.config.update("jax_compilation_cache_dir", config.stash[FOLDER])
 
 
 def pytest_unconfigure(config):
