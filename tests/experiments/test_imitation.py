@@ -304,9 +304,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line(made, tmp_path, monkeypatc
         study.main(["--quick", *SMALL, "--out", str(tmp_path)])
     message = "error: a process of the simulator died, for want of memory perhaps"
     assert exit_info.value.code == message
-    for child in set(multiprocessing.active_children()) - before:
-        child.join(timeout=60)
-        assert not child.is_alive()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_no_process_outlives_one_that_is_killed(tmp_path):

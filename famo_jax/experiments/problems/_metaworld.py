@@ -66,7 +66,7 @@ def require() -> None:
 
 @contextlib.contextmanager
 def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Processes in which the functions below can be run. None of them outlives this one.
+    """Processes in which the functions below can be run. None outlives the block, or this program.
 
     Raises:
       OSError: One of them has died.
@@ -78,7 +78,7 @@ def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
         except BrokenProcessPool as error:
             raise OSError("a process of the simulator died, for want of memory perhaps") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # and waits: what it began ends first
 
 
 def _begin() -> None:
