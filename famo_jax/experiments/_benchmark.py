@@ -42,6 +42,9 @@ METHODS: dict[str, Method] = {
 CURVES = frozenset(
     {"losses", "validation_curve", "scale", "task_weights", "test_by_seed", "chosen"}
 )
+# Options by which figures differ: what is odd about the official code, and what is left open.
+SWITCHES = ("statistics", "stl_statistics", "inverse_depth", "scale_by", "tested", "last",
+            "held_out", "augment", "aggregate_at")  # fmt: skip
 EPOCHS = Option(_command.whole, "of a training; by the preset. 0: only a step is timed")
 STL = "stl"  # a network for each task, an arm each: "stl-TASK"
 
@@ -173,6 +176,7 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
     Methods share seeds, so that differences between two are paired.
     """
     arms, problem, times = runs.facts["arms"], runs.facts["problem"], runs.facts["times"]
+    settings = runs.facts["settings"]
     if problem.get("made"):
         paper = {}
     names = [task["name"] for task in problem["tasks"]]
@@ -231,7 +235,7 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
             "delta_m_by_seed": by_seed[name],
             "validation_delta_m": scores[name],
             "setting": arms[name]["settings"][index],
-            "edges": _statistics.edges([arms[name]["settings"][index]], runs.facts["settings"]),
+            "edges": _statistics.edges([arms[name]["settings"][index]], settings),
             "best_epoch": own["best_epoch"][index],
             "losses": own["losses"][index].mean(axis=0),
             "validation_curve": delta_m(curve, stl["validation"]).mean(axis=0),
@@ -261,8 +265,9 @@ def summarize(paper: Paper, runs: Runs) -> dict[str, Any]:
 
     return {
         "problem": problem,
-        "preset": runs.facts["settings"]["preset"],
-        "epochs": runs.facts["settings"]["epochs"],
+        "preset": settings["preset"],
+        "switches": {name: settings[name] for name in SWITCHES if name in settings},
+        "epochs": settings["epochs"],
         "stl": dict(zip(names, stl["test"], strict=True)) if own_stl else {},
         "steps": {} if tests else times,
         "chosen": chosen,  # settings of all arms

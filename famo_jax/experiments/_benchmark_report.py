@@ -38,6 +38,8 @@ def notes(data: Callable[[Summary], str], summary: Summary) -> str:
         f"Preset {summary['preset']}: {problem['parameters']:,} parameters, "
         f"{problem['steps']:,} steps, {counted}. {data(summary)}"
     ]
+    switches = [f"{name.replace('_', '-')} {own}" for name, own in summary["switches"].items()]
+    lines += [f"With {', '.join(switches)}."] if switches else []
     if summary["stl"]:
         lines.append("stl: a network of one task each, of this run; Δm is against it.")
     lines += [

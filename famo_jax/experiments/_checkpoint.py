@@ -8,7 +8,6 @@ so a process may be killed at any moment, and what is damaged is noticed before 
 import argparse
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -58,7 +57,7 @@ def open_folder(
         refuse(f"the checkpoints of one study, got {folder} with {entries}")
     try:
         other = _flat(json.loads((folder / STUDY).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError, AttributeError):
+    except _files.DAMAGED:
         refuse(f"JSON in {folder / STUDY}, which is damaged")
     own = _flat(_files.plain(study, None))
     for key in sorted(own.keys() | other.keys()):
@@ -71,9 +70,9 @@ def open_folder(
         if path.suffix != SUFFIX or not path.is_file():
             refuse(f"nothing but checkpoints, got {path}")
         try:
-            with np.load(io.BytesIO(path.read_bytes())) as arrays:
-                found[path.stem] = Saved(*(arrays[field] for field in Saved._fields))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            arrays: Any = _files.load(path)
+            found[path.stem] = Saved(*(arrays[field] for field in Saved._fields))
+        except _files.DAMAGED as error:
             refuse(f"a checkpoint in {path}, which is damaged ({type(error).__name__}: {error})")
     return found
 

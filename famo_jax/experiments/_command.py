@@ -115,6 +115,11 @@ OPTIONS = {  # what means the same is called the same
         positive_float, "learning rate of the logits, to choose from", True, "RATE"
     ),
     "gamma": Option(non_negative_float, "decay of FAMO's logits, to choose from", True, "GAMMA"),
+    "aggregate_at": Option(
+        one_of(["parameters", "last-layer", "features"]),
+        "where task gradients are taken by methods that leave it open",
+        metavar="WHERE",
+    ),
 }
 
 

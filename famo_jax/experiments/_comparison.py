@@ -59,7 +59,7 @@ def study(
     """
     words = "; all: every one; stl, the baseline, is always run"
     return Study(
-        full=f"--first-seed 0 {full} {GRID}",
+        full=f"--first-seed 0 --aggregate-at last-layer {full} {GRID}",
         run=functools.partial(run, problems, facts),
         summarize=functools.partial(summarize, problems),
         tables=tables,
@@ -147,6 +147,8 @@ def run(
     """
     from famo_jax.experiments import _train
 
+    place: Any = options.aggregate_at.replace("-", " ")
+    problems = {name: each._replace(place=place) for name, each in problems.items()}
     reporting = range(options.first_seed, options.first_seed + options.seeds)
     choosing = range(TUNING, TUNING + options.tuning_seeds)
 
@@ -324,7 +326,8 @@ def tables(summary: Summary) -> list[Any]:
     parts: list[Any] = [_table(None, summary, main)] if main else []
     if others:
         parts.append(_table("Other methods" if main else None, summary, others))
-    fixed = [f"{column['fixed']} ({name})" for name, column in columns.items() if column["fixed"]]
+    of = {label: f" ({label})" if len(columns) > 1 else "" for label in columns}
+    fixed = [f"{column['fixed']}{of[name]}" for name, column in columns.items() if column["fixed"]]
     baselines = {column["units_of_stl"] for column in columns.values()}
     parts.append(
         f"Mean over {seeds} seeds of Δm, in percent, ± its standard error; lower is better. Each "
@@ -339,14 +342,14 @@ def tables(summary: Summary) -> list[Any]:
            if fixed else "")
     )  # fmt: skip
     edges = {
-        f"{name} {', '.join(each['edges'])} ({label})": None
+        f"{name} {', '.join(each['edges'])}{of[label]}": None
         for label, column in columns.items()
         for name, each in column["methods"].items()
         if each["edges"] and name in {"stl", *MAIN}
     }
     if edges:
-        of = "Of the main methods, chosen" if main and others else "Chosen"
-        parts.append(f"{of} at the end of a list: {'; '.join(edges)}.")
+        chosen = "Of the main methods, chosen" if main and others else "Chosen"
+        parts.append(f"{chosen} at the end of a list: {'; '.join(edges)}.")
     return parts
 
 

@@ -12,7 +12,9 @@ import math
 import os
 import platform
 import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +27,11 @@ Array = npt.NDArray[Any]
 RUNS, STUDY = "runs.npz", "study.json"
 UNFINISHED = ".tmp"  # at the end of the name of what is being written
 PART = ("methods", "seeds", "first_seed")  # options in which parts of a run may differ
+# What reading a damaged file raises: JSON, an archive, an array in it.
+DAMAGED = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 class Runs(NamedTuple):
@@ -69,19 +76,19 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
     for folder in folders:
         try:
             facts = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-            with np.load(folder / RUNS) as flat:
-                names = *facts["arms"], *facts.get("shared", ())
-                arrays: dict[str, dict[str, Array]] = {name: {} for name in names}
-                for key in flat:
-                    arm, field = key.rsplit("/", 1)
-                    arrays[arm][field] = flat[key]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            names = *facts["arms"], *facts.get("shared", ())
+            arrays: dict[str, dict[str, Array]] = {name: {} for name in names}
+            for key, array in load(folder / RUNS).items():
+                arm, field = key.rsplit("/", 1)
+                arrays[arm][field] = array
+        except DAMAGED as error:
             parser.error(
                 f"argument --from: expected a folder with {RUNS} and {STUDY}, got {folder} "
                 f"({type(error).__name__}: {error})"
             )
         if facts.get("study") != name:
-            parser.error(f"argument --from: expected a run of {name}, got one of {facts['study']}")
+            other = facts.get("study")
+            parser.error(f"argument --from: expected a run of {name}, got one of {other}")
         runs = Runs(facts, arrays)
         parts = [name for name, group in groups.items() if _whole(group) == _whole(runs)]
         try:
@@ -90,6 +97,25 @@ def read(parser: argparse.ArgumentParser, name: str, folders: Sequence[Path]) ->
             parser.error(f"argument --from: expected parts that fit together, {error}")
         groups[" + ".join([*parts, str(folder)])] = joined
     return groups
+
+
+def load(path: Path) -> dict[str, Array]:
+    """All arrays of an archive, if all of its checksums are right.
+
+    NumPy by itself, where a damaged header asks for less than is there, does not come to see them.
+
+    Raises:
+      One of DAMAGED: It is no archive, or damaged.
+    """
+    with path.open("rb") as file, np.load(file) as arrays:
+        entries = arrays.zip.infolist()
+        file.seek(-12, os.SEEK_END)
+        whole = int.from_bytes(file.read(2), "little") == len(entries)
+        numpys = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # others raise errors of their own
+        known = all(each.compress_type in numpys for each in entries)
+        if not (whole and known) or arrays.zip.testzip():
+            raise zipfile.BadZipFile("wrong checksums, or entries lost")
+        return dict(arrays)
 
 
 def _whole(runs: Runs) -> Any:

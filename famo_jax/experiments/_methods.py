@@ -30,6 +30,11 @@ class Method(NamedTuple):
     aggregates: bool = False  # it combines task gradients, so it stands before Adam
     place: Place | None = None  # where it must take them, whatever a problem says
 
+    @property
+    def learns(self) -> bool:
+        """Whether it has logits that move."""
+        return self.has_logits and bool(self.takes)
+
 
 OTHER = "#aaaaaa"  # the colour of methods that are beside the point
 # What remembers task gradients has those of the parameters; GradDrop, as in its paper, of features.

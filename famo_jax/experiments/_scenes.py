@@ -40,13 +40,13 @@ PAPER = {
 }
 TINY = {
     "network": "segnet",
-    "width": 8,
-    "levels": 2,
-    "batch_size": 4,
+    "width": 16,
+    "levels": 1,
+    "batch_size": 2,
     "epochs": 2,
     "halve_every": 1,
     "last": 1,
-    "learning_rate": [3e-3],
+    "learning_rate": [1e-2],
     "at_once": 8,
 }
 

@@ -70,16 +70,21 @@ def text(parts: Iterable[Any]) -> str:
 
 
 # A block of the documentation: the command, and below it what the run printed that is kept.
-BLOCK = re.compile(r"(```text\n\$ python -m famo_jax\.experiments\.(\w+)[^\n]*).*?(?=\n```)", re.S)
+BLOCK = re.compile(r"(?s)(```text\n\$ python -m famo_jax\.experiments\.(\w+)([^\n]*)).*?(?=\n```)")
 
 
 def refreshed(page: str, runs: Path) -> str:
-    """A page of the documentation whose blocks are the tables of the runs kept in a folder."""
+    """A page of the documentation whose blocks are the tables of the runs kept in a folder.
+
+    A run is kept under the name of the folder in ``results`` that its command writes to: that of
+    its study, or another that ``--out`` says.
+    """
 
     def block(match: re.Match[str]) -> str:
-        name = match[2]
+        first, name, arguments = match.groups()
         study = importlib.import_module(f"famo_jax.experiments.{name}").STUDY
-        summary = _files.read_summary(runs / f"{name}.json")["summary"]
-        return match[1] + "\n" + text(study.tables(summary))
+        other = re.search(r" --out results/(\S+)", arguments)
+        kept = runs / f"{other[1] if other else name}.json"
+        return f"{first}\n{text(study.tables(_files.read_summary(kept)['summary']))}"
 
     return BLOCK.sub(block, page)

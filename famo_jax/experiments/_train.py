@@ -90,7 +90,7 @@ class Functions(NamedTuple):
 def functions(arm: Arm) -> Functions:
     """Of one network: of one setting and one seed."""
     problem, method = arm.problem, arm.method
-    place = method.place or problem.place
+    place = (method.place or problem.place) if problem.features else "parameters"
 
     def tx_of(setting: Setting) -> optax.GradientTransformationExtraArgs:
         more = {name: setting[name] for name in method.takes}
@@ -119,7 +119,7 @@ def functions(arm: Arm) -> Functions:
             def losses_fn(params: Any, rows: Any = batch) -> Any:
                 return problem.losses(params, state, rows, key)
 
-            if method.aggregates and problem.each:
+            if method.aggregates and problem.each and place == "parameters":
                 of_params = lambda term: lambda params: term(params, state, batch, key)
                 terms = list(map(of_params, problem.each))
                 by_term = famo_jax.losses_and_grads(terms)

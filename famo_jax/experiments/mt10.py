@@ -36,7 +36,7 @@ OFFICIAL = "famo-official"
 METHODS: dict[str, Method] = {
     name: method
     for name, method in _methods.METHODS.items()
-    if name != "stl" and method.measure != "fresh" and "logits_rate" not in method.takes
+    if name != "stl" and method.measure != "fresh"
 }
 METHODS[OFFICIAL] = _methods.METHODS["famo-no-c"]._replace(
     description="FAMO, two-pass, c as its RL code has it: times the sum that the paper divides by",
@@ -61,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": 1.0,
         "least_log_std": -5.0,
         "gamma": 1e-3,
+        "logits_rate": 5e-3,
     },
     "paper": {
         "identity": "untold",
@@ -79,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": 0.0,
         "least_log_std": -20.0,
         "gamma": 1e-2,
+        "logits_rate": 5e-3,
     },
 }
 MOST_REWARD = 10.0  # of Meta-World's rewards v2
@@ -142,6 +144,9 @@ OPTIONS = {
     "clip": by_preset("of the gradients' norms, 0 for none", _command.non_negative_float, "NORM"),
     "least_log_std": by_preset("of the policy, the most being 2", float, "X"),
     "gamma": by_preset("decay of FAMO's logits", _command.non_negative_float, "GAMMA"),
+    "logits_rate": by_preset(
+        "learning rate of amortized Nash-MTL's logits", _command.positive_float, "RATE"
+    ),
 }
 
 
@@ -152,6 +157,11 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             setattr(options, name, value)
     if options.goals > _metaworld.GOALS:
         parser.error(f"argument --goals: expected at most {_metaworld.GOALS}, got {options.goals}")
+    if options.episodes > options.goals:  # the same episode again would come to the same end
+        parser.error(
+            f"argument --episodes: expected at most --goals, {options.goals}, got "
+            f"{options.episodes}"
+        )
     if options.horizon > MOST_STEPS:
         parser.error(f"argument --horizon: expected at most {MOST_STEPS}, got {options.horizon}")
     for name in ("horizon", "random_steps"):
@@ -191,7 +201,7 @@ class Curves(NamedTuple):
     trained: Array  # of the episodes trained on since the last
     returns: Array  # mean of these, undiscounted
     losses: Array  # means over the updates since the last
-    task_weights: Array
+    task_weights: Array  # of a method with logits
     entropy: Array
     alpha: Array  # at the time
 
@@ -210,7 +220,6 @@ def run(options: argparse.Namespace, session: "Session") -> Runs:
     """Trains an agent by each method and with each seed, one after another."""
     from famo_jax.experiments import _checkpoint
 
-    _metaworld.require()
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     arrays: dict[str, dict[str, Array]] = {}
     total, rewards = np.zeros(4), options.rewards.partition("-")[0]
@@ -286,16 +295,17 @@ class Compiled(NamedTuple):
 
 
 @functools.cache
-def compiled(k: int, own: "sac.Settings", name: str, gamma: float, call: int) -> Compiled:
-    """For K tasks and a method."""
+def compiled(
+    k: int, own: "sac.Settings", name: str, more: tuple[tuple[str, float], ...], call: int
+) -> Compiled:
+    """For K tasks and a method with its hyperparameters."""
     import jax
     import jax.numpy as jnp
 
     from famo_jax.experiments.problems import sac
 
-    method, sizes = METHODS[name], (_metaworld.OBSERVATION, _metaworld.ACTION)
-    more = {"gamma": gamma} if "gamma" in method.takes else {}
-    each = sac.functions(k, sizes, own, method, more)
+    sizes = _metaworld.OBSERVATION, _metaworld.ACTION
+    each = sac.functions(k, sizes, own, METHODS[name], dict(more))
 
     def keys(key: Any, use: Any, first: Any) -> Any:
         own_key, steps = jax.random.fold_in(key, use), first + jnp.arange(call)
@@ -332,7 +342,8 @@ def train(
 
     k, sizes = len(options.tasks), (_metaworld.OBSERVATION, _metaworld.ACTION)
     own, key = settings_of(options, name), jax.random.key(seed)
-    each = compiled(k, own, name, options.gamma, options.call)
+    more = tuple((each, getattr(options, each)) for each in METHODS[name].takes)
+    each = compiled(k, own, name, more, options.call)
 
     def begin() -> Saved:
         points = options.steps // (options.horizon * options.evaluate)
@@ -429,7 +440,7 @@ def evaluate(
     """The share of episodes that succeed at any step, ``[K]``, on robots of its own."""
     own, found = lanes._replace(kind="evaluate"), []
     for episode in range(options.episodes):
-        *_, success = played(options, seed, own, act, episode % options.goals)
+        *_, success = played(options, seed, own, act, episode)
         found.append(success)
     share: Array = np.mean(found, axis=0)
     return share
@@ -470,7 +481,8 @@ def summarize(runs: Runs) -> dict[str, Any]:
         }
         if "frames" in own:
             found["frames"] = own["frames"][0]
-        for field in ("losses", "task_weights", "alpha", "entropy", "returns"):
+        weights = ["task_weights"] if METHODS[name].has_logits else []
+        for field in ("losses", *weights, "alpha", "entropy", "returns"):
             found[field] = own[field].mean(axis=0)
             found[f"last_{field}"] = dict(zip(tasks, found[field][-1], strict=True))
         return found
@@ -493,7 +505,9 @@ def tables(summary: Summary) -> list[Any]:
     headers = [_metaworld.TASKS[task] for task in tasks]
     table = _tables.new("Success (%) at the last evaluation", ["method"],
                         [*headers, "mean\n± s.e."])  # fmt: skip
-    weights = _tables.new("Task weights then (%), and the critics' losses", ["method"], headers)
+    weighs = any(METHODS[name].has_logits for name in methods)
+    title = "Task weights then (%), and the critics' losses" if weighs else "Critics' losses then"
+    weights = _tables.new(title, ["method"], headers)
     for name, each in methods.items():
         cells = (f"{each['success_by_task'][task]:.0f}" for task in tasks)
         table.add_row(name, *cells, _tables.with_error(each["success"], space=""))
@@ -517,7 +531,10 @@ def _short(value: float) -> str:
 
 
 def draw(summary: Summary) -> Any:
-    """Success over steps; of one method losses, weights and temperatures of each task."""
+    """Success over steps; of one method losses, weights and temperatures of each task.
+
+    Without weights where no method has logits.
+    """
     from matplotlib import colormaps
 
     methods, tasks, settings = summary["methods"], summary["tasks"], summary["settings"]
@@ -537,6 +554,9 @@ def draw(summary: Summary) -> Any:
         titles = {"losses": "critics' losses", "task_weights": "task weights",
                   "alpha": "temperatures"}  # fmt: skip
         for field, axes in panels.items():
+            if field not in methods[name]:
+                axes.set_axis_off()
+                continue
             values = np.array(methods[name][field])
             if field != "task_weights":
                 axes.set_yscale("log")
@@ -549,8 +569,8 @@ def draw(summary: Summary) -> Any:
 
 
 def _shown(methods: Mapping[str, Any]) -> str:
-    """The first of those that have logits, or of all."""
-    return next((each for each in methods if METHODS[each].has_logits), next(iter(methods)))
+    """The first of those whose logits move, or of all."""
+    return next((each for each in methods if METHODS[each].learns), next(iter(methods)))
 
 
 def draw_frames(summary: Summary) -> Any:
@@ -577,7 +597,7 @@ def draw_frames(summary: Summary) -> Any:
 STUDY = Study(
     name="mt10",
     title="MT10: ten robots by soft actor-critic, as in the paper (Meta-World)",
-    seconds=3400,
+    seconds=1550,
     full=f"--preset small --tasks {' '.join(_metaworld.TASKS)} --network mtsac --horizon 150 "
     "--goals 1 --frames 0 --seeds 1 --first-seed 0 --scope critics --methods ls famo",
     quick="--tasks reach drawer-close window-close --horizon 50 --evaluate 3 --steps 300 "

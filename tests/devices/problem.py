@@ -10,7 +10,7 @@ import optax
 from famo_jax import _method, famo, losses_and_grads
 from tests.methods import chains
 
-STEPS = 200
+STEPS = 100
 NUM_TASKS = 5
 SGD = optax.sgd(1e-2, momentum=0.9)
 CLIPPED = optax.chain(optax.clip_by_global_norm(1.0), SGD)  # the lengths of gradients differ
@@ -78,10 +78,10 @@ def train_step(tx, *, two_pass=False, task_losses=task_losses, **options):
 
 
 def train(step, params, opt_state, batch):
-    """200 steps, each waited for: on few cores the collectives of many queued steps stall.
+    """100 steps, each waited for: on few cores the collectives of many queued steps stall.
 
     Returns:
-      The parameters and the optimizer's state, the losses ``[200, 5]``, and the compiled step.
+      The parameters and the optimizer's state, the losses ``[100, 5]``, and the compiled step.
     """
     compiled = jax.jit(step).lower(params, opt_state, batch).compile()
     history = []

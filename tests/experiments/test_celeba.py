@@ -1,5 +1,6 @@
 """CelebA's losses and F1, what the paper's figures make of them, and the study as a command."""
 
+import contextlib
 import tomllib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import famo_jax
+from famo_jax.experiments import _checkpoint
 from famo_jax.experiments import celeba as study
 from famo_jax.experiments.make import __main__ as make
 from famo_jax.experiments.problems import celeba
@@ -85,6 +87,34 @@ def test_f1_by_hand(faces, batch_size, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_networks_are_evaluated_by_the_statistics_that_are_asked_for(faces, statistics):
+    """Those of a batch do not hang on those that were learned."""
+    problem = celeba.problem(faces, faces, faces, width=4, statistics=statistics)
+    params, learned, _ = of(problem, faces)
+    losses, metrics = jax.jit(problem.losses), jax.jit(problem.metrics)
+    for _ in range(20):
+        _, learned = losses(params, learned, faces, None)
+    held_out = lambda size: problem.load_data(1, [0], size).test
+    of_seed = lambda size: jax.tree.map(lambda leaf: leaf[0], held_out(size))
+    found, together = (metrics(params, learned, of_seed(size)) for size in (4, 11))
+    moved = jax.tree.map(lambda leaf: leaf + 1, learned)
+    again = metrics(params, moved, of_seed(4))
+    same = [np.array_equal(found, other) for other in (again, together)]
+    # Another batch has other statistics of its own; those that were learned are one for all.
+    assert same == ([False, True] if statistics == "running" else [True, False])
+
+
+def test_faces_may_come_a_few_steps_at_a_time(faces):
+    data = celeba.problem(faces, faces, faces, width=4).load_data(6, [0, 1], 4)
+    streamed = celeba.problem(faces, faces, faces, width=4, stream=True).load_data(6, [0, 1], 4)
+    assert streamed.pool is None
+    assert (streamed.epoch, streamed.at_once) == (data.epoch, 16)
+    for rows, own in zip(data.batches(0, 3), streamed.batches(0, 3), strict=True):
+        np.testing.assert_array_equal(own.image, faces.image[rows])
+        np.testing.assert_array_equal(own.attributes, faces.attributes[rows])
+
+
 def test_a_network_of_one_attribute_tells_nothing_of_the_others(faces):
     problem = celeba.problem(faces, faces, faces, width=4, task="Smiling")
     params, state, found = of(problem, faces)
@@ -100,19 +130,37 @@ def test_a_network_of_one_attribute_tells_nothing_of_the_others(faces):
 TABLE = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, run_study):
-    """Of one level of convolutions, not four."""
-    folder = tmp_path_factory.mktemp("celeba")
+SIZES = ["--quick", "--width", "16", "--batch-size", "8"]
+
+
+@contextlib.contextmanager
+def one_level(cache):
+    """Of convolutions, not four; and a folder for what is read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(celeba, "FILTERS", celeba.FILTERS[:1])
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        data = ["--out", str(folder / "faces"), "--count", "256", "16", "16"]
-        make.main(["faces", *data])
-        options = ["--quick", "--data", str(folder / "faces"), "--width", "16"]
-        options += ["--batch-size", "8"]
-        methods = ["--methods", "ls", "si", "famo", "famo-one-pass"]
-        return folder, *run_study("celeba", folder / "out", *options, *methods)
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield
+
+
+@pytest.fixture
+def small(tmp_path):
+    with one_level(tmp_path / "cache"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    make.main(["faces", "--out", str(folder), "--count", "256", "16", "16"])
+    return ["--data", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(drawn, tmp_path_factory, run_study):
+    folder = tmp_path_factory.mktemp("celeba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        return folder, *run_study("celeba", folder / "out", "--quick", *drawn)
 
 
 @pytest.mark.parametrize("name", ["ls", "si", "famo", "famo-one-pass"])
@@ -131,6 +179,97 @@ def test_the_best_epoch_is_that_of_the_greatest_mean_f1(whole_run):
             best = curve.mean(axis=1).max()
             assert each["best_epoch"] == [1 + np.flatnonzero(curve.mean(axis=1) == best)[-1]]
             np.testing.assert_allclose(arrays[f"{name}/validation"][0, 0].mean(), best, rtol=1e-5)
+
+
+@pytest.fixture
+def two(small, monkeypatch):
+    """The first two attributes alone."""
+    for name in ("TASKS", "STL"):
+        monkeypatch.setattr(celeba, name, getattr(celeba, name)[:2])
+
+
+def test_networks_of_one_attribute_are_tested_at_their_own_best_epoch(
+    two, drawn, tmp_path, run_study, monkeypatch
+):
+    """Also where the run was killed after an epoch and resumed."""
+    options = [*SIZES, *drawn, "--methods", "ls", "stl", "--epochs", "3"]
+    _, summary = run_study("celeba", tmp_path / "whole", *options)
+    names = [f"stl-{task.name}" for task in celeba.TASKS]
+    with np.load(tmp_path / "whole" / "runs.npz") as arrays:
+        whole = dict(arrays)
+    for index, name in enumerate(names):
+        curve = whole[f"{name}/validation_curve"][0, 0]
+        assert np.isfinite(curve).sum(axis=0).tolist() == [3 * (index == i) for i in range(2)]
+        best = np.flatnonzero(curve[:, index] == curve[:, index].max())[-1]
+        assert whole[f"{name}/best_epoch"][0, 0] == 1 + best
+        assert whole[f"{name}/validation"][0, 0, index] == pytest.approx(curve[best, index])
+        of_test = whole[f"{name}/test"][0, 0, index]
+        assert summary["stl"][celeba.TASKS[index].name] == pytest.approx(of_test, rel=1e-4)
+
+    save = _checkpoint.save
+
+    def then_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    options += ["--checkpoint-dir", str(tmp_path / "saved")]
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoint, "save", then_stop)
+        with pytest.raises(SystemExit):
+            run_study("celeba", tmp_path / "again", *options)
+    run_study("celeba", tmp_path / "again", *options, "--resume")
+    with np.load(tmp_path / "again" / "runs.npz") as arrays:
+        assert arrays.keys() == whole.keys()
+        for name in arrays:
+            np.testing.assert_array_equal(arrays[name], whole[name], err_msg=name)
+
+
+def test_the_last_epoch_may_be_tested_instead(two, drawn, tmp_path, run_study):
+    options = [*SIZES, *drawn, "--methods", "ls", "--tested", "last"]
+    printed, summary = run_study("celeba", tmp_path, *options)
+    with np.load(tmp_path / "runs.npz") as arrays:
+        curve = arrays["ls/validation_curve"][0, 0]
+        np.testing.assert_array_equal(arrays["ls/validation"][0, 0], curve[-1])
+        assert not np.array_equal(arrays["ls/test"], arrays["ls/validation"])
+    assert summary["methods"]["ls"]["best_epoch"] == [2]
+    assert "tested last" in printed
+
+
+class PlannedError(Exception):
+    """Nothing is trained."""
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ([], {}),
+        (["--statistics", "first"], {"both_passes": False}),
+        (["--stl-statistics", "running"], {"statistics": "running"}),
+        (["--stream", "yes"], {"stream": True}),
+        (["--aggregate-at", "parameters"], {"place": "parameters"}),
+    ],
+)
+def test_what_is_odd_is_official_by_default_and_has_a_switch(
+    given, changed, drawn, small, tmp_path, monkeypatch
+):
+    own = celeba.problem
+    calls = []
+
+    def problem(*parts, **how):
+        calls.append(how)
+        return own(*parts, **how)
+
+    def train(options, session, problem, *arguments, of_task, **more):
+        of_task("Smiling")
+        calls.append(calls.pop() | {"place": problem.place})
+        raise PlannedError
+
+    monkeypatch.setattr(celeba, "problem", problem)
+    monkeypatch.setattr(study._benchmark, "train", train)
+    with pytest.raises(PlannedError):
+        study.main([*SIZES, *drawn, *given, "--out", str(tmp_path)])
+    official = {"both_passes": True, "statistics": "batch", "stream": False, "place": "features"}
+    assert calls[-1] == official | changed | {"width": 16, "task": "Smiling"}
 
 
 def test_forty_tasks_are_told_by_their_spread(whole_run, as_if_real):
@@ -165,9 +304,25 @@ def test_presets_are_the_official_settings():
     assert study.PRESETS["tiny"].keys() == paper.keys()
 
 
-def test_a_face_alone_in_the_last_batch_is_refused(whole_run, tmp_path):
-    data = ["--data", str(whole_run[0] / "faces"), "--out", str(tmp_path)]
-    with pytest.raises(
-        SystemExit, match=r"^error: .* expected a batch size by which none of the 256"
-    ):
-        study.main(["--quick", "--batch-size", "255", *data])
+@pytest.mark.parametrize("batch_size", ["255", "1"])
+def test_a_face_alone_in_the_last_batch_is_refused(batch_size, drawn, small, tmp_path):
+    expected = r"^error: .* expected a batch size by which none of the 256 faces is alone"
+    with pytest.raises(SystemExit, match=expected):
+        study.main(["--quick", "--batch-size", batch_size, *drawn, "--out", str(tmp_path)])
+
+
+def test_one_of_validation_may_be_alone_but_for_batch_statistics(tmp_path, monkeypatch):
+    faces = Faces(np.zeros((10, 64, 64, 3), np.uint8), np.zeros((10, 40), np.uint8))
+    parts = {"train": faces, "val": Faces(*(leaf[:9] for leaf in faces)), "test": faces}
+    monkeypatch.setattr(celeba._face_files, "load_celeba", lambda data, split: parts[split])
+    monkeypatch.setattr(celeba._face_files, "SPLITS", tuple(parts))
+
+    def train(*arguments, **more):
+        raise PlannedError
+
+    monkeypatch.setattr(study._benchmark, "train", train)
+    options = ["--quick", "--batch-size", "8", "--methods", "ls", "stl", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="none of the 9 faces is alone"):
+        study.main(options)
+    with pytest.raises(PlannedError):
+        study.main([*options, "--stl-statistics", "running"])

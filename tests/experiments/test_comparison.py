@@ -9,7 +9,8 @@ import scipy.stats
 
 from famo_jax.experiments import _comparison, _files, _methods, _statistics, _tables, _train
 from famo_jax.experiments import digits as study
-from famo_jax.experiments.problems import digits, molecules
+from famo_jax.experiments.problems import attributes, conflicts, digits, molecules
+from tests.experiments import steps
 
 STEPS, SEEDS, TUNING = 6, 3, 2
 RATES, GAMMAS = [0.001, 0.003], [0.0, 0.01]
@@ -262,23 +263,42 @@ def test_columns_with_tasks_of_their_own_have_single_networks_of_their_own():
     assert pairs == [("a", "ls"), ("b", "stl"), ("b", "ls")]
 
 
+class PlannedError(Exception):
+    """Nothing is trained."""
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ([], "last layer"),
+        (["--aggregate-at", "parameters"], "parameters"),
+        (["--aggregate-at", "features"], "features"),
+    ],
+)
+def test_task_gradients_are_taken_where_it_is_said(given, place, monkeypatch, tmp_path):
+    def run(plan, session, **more):
+        assert [arm.problem.place for arm in next(plan)] == [place] * 3
+        raise PlannedError
+
+    monkeypatch.setattr(_train, "run", run)
+    with pytest.raises(PlannedError):
+        study.main([*GRID, "--methods", "nash-mtl", *given, "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", [*_methods.METHODS])
 @pytest.mark.parametrize("place", ["features", "last layer"])
 def test_every_method_can_be_compared_wherever_task_gradients_are_taken(place, name):
     """Those that cannot take them there have a place of their own."""
-    method, problem = _methods.METHODS[name], molecules.PROBLEM._replace(place=place)
-    setting = {"learning_rate": 1e-3, **dict.fromkeys(method.takes, 0)}
-    data = jax.eval_shape(lambda: problem.load_data(2, [0], 8))
-    arm = _train.Arm("", problem, data, 2, method, [setting], [0], halved=method.measure == "fresh")
-    each = _train.functions(arm)
-    variables = jax.eval_shape(lambda: problem.init([0]))
-
-    def step(variables, rows, pool):
-        start = each.begin(setting, jax.tree.map(lambda leaf: leaf[0], variables))
-        return each.advance(setting, start, jax.random.key(0), pool, 0, rows[:, 0])
-
-    after, trace = jax.eval_shape(step, variables, data.train, data.pool)
+    problem = molecules.PROBLEM._replace(place=place)
+    variables, (_, (after, trace)) = steps.traced(problem, name)
     assert trace.losses.shape == (2, molecules.K)
     assert jax.tree.map(lambda leaf: leaf.shape, after.params) == jax.tree.map(
         lambda leaf: leaf.shape[1:], variables[0]
     )
+
+
+@pytest.mark.parametrize(
+    "problem", [digits.PROBLEM, molecules.PROBLEM, attributes.PROBLEM, conflicts.PROBLEMS["drift"]]
+)
+def test_each_place_of_task_gradients_makes_another_step(problem):
+    assert steps.differ(problem) == 3

@@ -144,6 +144,34 @@ def test_a_class_that_is_nowhere_does_not_make_the_mean_nan():
     np.testing.assert_allclose(metrics_of(scenes, outputs, [slice(None)])[0], official, rtol=2e-4)
 
 
+def test_a_network_that_diverged_has_no_figures():
+    """Of a batch of two: means are NaN as NumPy's are, and so is what is pooled."""
+    scenes, outputs = scenes_of(4, 24, 32), outputs_of(4, 24, 32)
+    outputs["depth"][2:], outputs["normal"][3] = np.nan, np.nan
+    batches = [slice(0, 2), slice(2, 4)]
+    for own, expected in zip(
+        metrics_of(scenes, outputs, batches), by_hand(scenes, outputs, batches), strict=True
+    ):
+        np.testing.assert_array_equal(np.isnan(own), np.isnan(expected))
+        assert np.isnan(own[2:6]).all()
+        np.testing.assert_allclose(own[[0, 1, 6, 7, 8]], expected[[0, 1, 6, 7, 8]], rtol=2e-4)
+
+
+def test_a_batch_without_a_valid_pixel_counts_nowhere():
+    """Whatever is told of it: the official code would have NaN of all."""
+    scenes, outputs = scenes_of(4, 24, 32), outputs_of(4, 24, 32)
+    for field in (scenes.depth, scenes.normal):
+        field[2:] = 0
+    outputs["depth"][3] = np.nan
+    official, pooled = by_hand(scenes, outputs, [slice(0, 2)])
+    ours, all_at_once = metrics_of(scenes, outputs, [slice(0, 2), slice(2, 4)])
+    np.testing.assert_allclose(ours[2:], official[2:], rtol=2e-4)
+    median = NAMES.index("Median")
+    assert all_at_once[median] == pytest.approx(pooled[median], abs=0.1)  # of few angles
+    rest = [2, 3, 4, 6, 7, 8]
+    np.testing.assert_allclose(all_at_once[rest], pooled[rest], rtol=2e-4)
+
+
 def test_the_paper_counts_metrics_not_tasks():
     assert NAMES == ["mIoU", "PixAcc", "Abs", "Rel", "Mean", "Median", "<11.25", "<22.5", "<30"]
     assert [metric.name for metric in dense.CITYSCAPES.metrics] == NAMES[:4]

@@ -18,7 +18,7 @@ import pytest
 from famo_jax.experiments import _train
 from famo_jax.experiments import imitation as study
 from famo_jax.experiments.problems import _metaworld, robots
-from tests.experiments import made_metaworld
+from tests.experiments import made_metaworld, steps
 
 TASKS = ["reach", "drawer-close", "window-open"]
 STRENGTHS = [len(f"{task}-v3") for task in TASKS]
@@ -72,6 +72,11 @@ def test_rows_are_those_of_their_split_and_task(shown):
             assert 0.1 < np.std(off) < 0.3
     assert starts == sorted(starts)
     assert shown.rows(2)[-1].stop == len(shown.observations)
+
+
+def test_each_place_of_task_gradients_makes_another_step(shown):
+    """On all parameters one task's loss after the other, which is cheaper."""
+    assert steps.differ(robots.problem(TASKS, shown)) == 3
 
 
 def test_no_goal_is_in_two_splits(shown):
@@ -245,13 +250,34 @@ def test_tasks_in_which_methods_differ_most_are_told(quick):
 
 
 def test_success_is_that_of_the_network_that_validation_chose(made, untimed, tmp_path, run_study):
-    """At two rates, of which one learns nothing; and as a loop over episodes counts it."""
+    """At two rates, of which one learns nothing."""
     rates = ["--learning-rate", "1e-9", "1e-2", "--methods", "ls", "--seeds", "1"]
     long = ["--steps", "400"]  # the last of two is what counts
     _, summary = run_study("imitation", tmp_path, "--quick", *SMALL, *rates, *long)
     methods = summary["columns"][study.COLUMN]["methods"]
     assert methods["ls"]["learning_rate"] == [0.01]
     assert methods["ls"]["success"]["mean"] > 70
+
+
+def test_every_task_s_error_and_weight_is_told(quick):
+    """Errors over those of a network for each task, and weights as means over training."""
+    _, printed, summary = quick
+    methods = summary["columns"][study.COLUMN]["methods"]
+    errors, _, weights = printed.partition("Held-out")[2].partition("Task weights")
+    row = lambda text, name: next(line for line in text.splitlines() if line.startswith(name + " "))
+    assert not any(line.startswith("stl ") for line in errors.splitlines())
+    for name in ("ls", "famo"):
+        shown = [float(cell) for cell in row(errors, name).split()[1:]]
+        np.testing.assert_allclose(shown, list(methods[name]["change"].values()), atol=0.51)
+    shown = [float(cell) for cell in row(weights, "famo").split()[1:]]
+    expected = 100 * np.mean(methods["famo"]["task_weights"], axis=0)
+    np.testing.assert_allclose(shown, expected, atol=0.051)
+    assert sum(shown) == pytest.approx(100, abs=0.2)
+    fixed = {name: methods[name] for name in ("stl", "ls")}
+    column = summary["columns"][study.COLUMN] | {"methods": fixed}
+    without = study.tables(summary | {"columns": {study.COLUMN: column}})
+    assert not any("Task weights" in str(getattr(part, "title", "")) for part in without)
+    assert not study.draw(summary | {"columns": {study.COLUMN: column}}).get_axes()[1].get_visible()
 
 
 def test_parts_of_a_run_are_joined(quick, untimed, tmp_path, run_study):
@@ -278,7 +304,10 @@ def test_a_picture_shows_what_its_titles_say(quick):
     for name, dot in zip(methods, dots, strict=True):
         expected = methods[name]["success"]["mean"]
         np.testing.assert_allclose(dot.get_xdata(), [expected], rtol=1e-4)
-    assert "FAMO" in weights.get_title(loc="left") or study.FAMO in weights.get_title(loc="left")
+    assert weights.get_title(loc="left") == "task weights of famo"
+    curves = np.array(methods["famo"]["task_weights"])
+    lines = [line.get_ydata() for line in weights.get_lines()]
+    np.testing.assert_allclose(np.array(lines).T, curves, rtol=1e-6)
     assert "Δm" in below.get_title(loc="left")
 
 

@@ -1,7 +1,12 @@
 """Reinforcement of ten robots: its loop, what it saves, its command; on made robots but for one."""
 
+import json
 import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -107,6 +112,21 @@ def test_it_goes_on_to_the_bit_where_it_was_stopped(name, more, lanes, tmp_path)
     curves = resumed[6].curves
     assert np.isfinite(curves.success).all()
     assert np.isfinite(curves.losses).all()
+    # What one without logits weighs with is not known.
+    assert (np.isfinite if name == "famo" else np.isnan)(curves.task_weights).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "learns"),
+    [("nash-slope", "0.1", True), ("nash-slope", "1e-9", False), ("famo", "1e-9", True)],
+)
+def test_the_rate_of_logits_is_that_of_amortized_nash_mtl(name, rate, learns, lanes, tmp_path):
+    options = options_of(tmp_path, "--logits-rate", rate)
+    (*_, last) = states_of(options, name, lanes).values()
+    z = last.curves.task_weights
+    np.testing.assert_allclose(z.sum(axis=1), 1, rtol=1e-4)
+    assert (np.ptp(z[-1]) > 1e-2) == learns
+    assert (np.ptp(z[-1]) > 1e-5) == learns
 
 
 def test_what_is_learned_from_is_what_happened(lanes, tmp_path):
@@ -134,10 +154,24 @@ def towards(seen):
 
 
 def test_an_evaluation_counts_success_at_any_step(lanes, tmp_path):
-    """Towards the goal and through it; or nowhere."""
+    """Straight through the goal and on; or nowhere, or through one goal of three."""
     options = options_of(tmp_path, "--horizon", "60", "--steps", "120", "--episodes", "3",
                          "--goals", "3")  # fmt: skip
-    np.testing.assert_array_equal(study.evaluate(options, 3, lanes, towards), np.ones(3))
+    own, ways = lanes._replace(kind="evaluate"), {}
+    for goal in range(3):
+        seen = own.reset(study.GOALS_OF + 3, goal)
+        way = np.pad(seen[:, -3:] - seen[:, :3], ((0, 0), (0, 1)))
+        ways[seen[:, -3:].tobytes()] = way / np.abs(way).max(axis=1, keepdims=True)
+    through = lambda seen: ways[seen[:, -3:].tobytes()]
+    for goal in range(3):
+        seen = own.reset(study.GOALS_OF + 3, goal)
+        for _ in range(60):
+            seen, _, success = own.step(through(seen))
+        assert not success.any()
+    np.testing.assert_array_equal(study.evaluate(options, 3, lanes, through), np.ones(3))
+    last = seen[:, -3:].tobytes()
+    one = lambda seen: through(seen) * (seen[:, -3:].tobytes() == last)
+    np.testing.assert_allclose(study.evaluate(options, 3, lanes, one), np.full(3, 1 / 3))
     still = lambda seen: np.zeros((len(seen), 4))
     np.testing.assert_array_equal(study.evaluate(options, 3, lanes, still), np.zeros(3))
 
@@ -217,8 +251,6 @@ def test_a_run_prints_success_and_says_that_it_compares_nothing(whole_run):
     for each in summary["methods"].values():
         assert list(each["success_by_task"]) == TASKS
         assert each["success"]["mean"] == pytest.approx(each["curve"][-1])
-        weights = np.array(each["task_weights"])
-        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-4)
     assert (folder / "out" / "mt10.png").read_bytes().startswith(b"\x89PNG")
     success, losses, weights, _ = study.draw(summary).get_axes()
     for line in success.get_lines():
@@ -231,7 +263,25 @@ def test_a_run_prints_success_and_says_that_it_compares_nothing(whole_run):
             np.testing.assert_allclose(line.get_ydata(), curve)
 
 
-def test_the_command_goes_on_where_it_was_stopped(whole_run, tmp_path, run_study):
+def test_task_weights_are_shown_of_a_method_with_logits_alone(whole_run):
+    folder, printed, summary = whole_run
+    kept = json.loads((folder / "out" / "mt10.json").read_text())["summary"]["methods"]
+    assert not [field for field in (*kept["ls"], *summary["methods"]["ls"]) if "weights" in field]
+    last = kept["famo"]["last_task_weights"]
+    assert list(last) == TASKS
+    assert sum(last.values()) == pytest.approx(1, rel=1e-4)
+    assert "Task weights then (%)" in printed
+    alone = summary | {"methods": {"ls": summary["methods"]["ls"]}}
+    _, losses, weights, alphas = study.draw(alone).get_axes()
+    assert not weights.axison
+    assert not weights.get_lines()
+    assert not weights.get_title(loc="left")
+    assert all(len(axes.get_lines()) == len(TASKS) for axes in (losses, alphas))
+    (_, _, table) = study.tables(alone)
+    assert table.title == "Critics' losses then"
+
+
+def test_the_command_goes_on_where_it_was_stopped(whole_run, tmp_path, run_study, capsys):
     """Without the second method's checkpoint, which is then trained anew."""
     folder, _, summary = whole_run
     saved = tmp_path / "saved"
@@ -239,14 +289,26 @@ def test_the_command_goes_on_where_it_was_stopped(whole_run, tmp_path, run_study
     (saved / "famo 0.npz").unlink()
     more = ["--methods", "ls", "famo", "--checkpoint-dir", str(saved), "--resume"]
     _, again = run_study("mt10", tmp_path / "out", *SMALL, *more)
-    for name in ("ls", "famo"):
-        for field in ("curve", "losses", "task_weights", "alpha"):
-            expected = summary["methods"][name][field]
-            np.testing.assert_array_equal(again["methods"][name][field], expected)
+    np.testing.assert_equal(again["methods"], summary["methods"])
     (saved / "ls 0.npz").write_bytes(b"damaged")
     with pytest.raises(SystemExit) as exit_info:
         study.main([*SMALL, *more, "--out", str(tmp_path / "out")])
     assert exit_info.value.code == 2
+    said = capsys.readouterr().err.partition(": error: ")[2]
+    place = f"argument --checkpoint-dir: expected a checkpoint in {saved / 'ls 0.npz'}"
+    assert said.startswith(f"{place}, which is damaged (")
+    assert said.count("\n") == 1
+
+
+def test_without_the_simulator_it_says_what_to_install(tmp_path, monkeypatch):
+    find = _metaworld.importlib.util.find_spec
+    without = lambda name: None if name == "metaworld" else find(name)
+    monkeypatch.setattr(_metaworld.importlib.util, "find_spec", without)
+    with pytest.raises(SystemExit) as exit_info:
+        study.main([*SMALL, "--methods", "ls", "--out", str(tmp_path)])
+    assert exit_info.value.code == (
+        'error: metaworld is not installed: pip install "famo_jax[metaworld]" brings the simulator'
+    )
 
 
 def test_a_process_that_dies_ends_the_run_in_one_line(made, tmp_path, monkeypatch):
@@ -257,6 +319,39 @@ def test_a_process_that_dies_ends_the_run_in_one_line(made, tmp_path, monkeypatc
     message = "error: a process of the simulator died, for want of memory perhaps"
     assert exit_info.value.code == message
     assert set(multiprocessing.active_children()) <= before
+
+
+STARTING = """
+import os
+import time
+if __name__ == "__mp_main__":  # what a process that starts runs first
+    print("starts", flush=True)
+    time.sleep(0.5)
+from famo_jax.experiments import _command
+from famo_jax.experiments.problems import _metaworld
+
+def main():
+    with _metaworld.processes(1) as pool:
+        pool.submit(os.getpid).result()
+
+if __name__ == "__main__":
+    _command.ends_in_words(main)()
+"""
+
+
+def test_an_interrupt_while_a_process_starts_ends_without_a_word(tmp_path):
+    (tmp_path / "program.py").write_text(STARTING)
+    program = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert program.stdout.readline() == "starts\n"
+    os.killpg(program.pid, signal.SIGINT)  # as a terminal does
+    assert program.communicate(timeout=120) == ("", "")
+    assert program.returncode == 130
 
 
 def test_the_paper_is_the_official_protocol(tmp_path):
@@ -271,5 +366,7 @@ def test_the_paper_is_the_official_protocol(tmp_path):
     assert options.buffer * len(options.tasks) == 1_000_000
     assert (options.horizon, options.random_steps, options.gamma) == (150, 1500, 0.01)
     assert options.horizon * options.evaluate == 30_000
-    assert 1_970_000 <= options.steps <= 2_000_000
+    assert (options.steps, options.call) == (1_980_000, 1)
+    assert (options.goals, options.episodes) == (1, 1)
+    assert options.rewards == "v1-scaled"
     assert not study.settings_of(options, "famo").official_c

@@ -283,19 +283,65 @@ def test_the_official_scale_is_the_sum_and_nothing_else():
         np.testing.assert_allclose(updates, -times * np.ones(4), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["uw", "nash-mtl"])
-def test_only_tx_changes_between_methods(name):
-    """The losses, the actor and the temperatures of a first update are those under the mean."""
-    batch, key = transitions(0), jax.random.key(1)
-    found = {}
-    for method in ("ls", name):
-        of = functions(method)
-        found[method] = jax.jit(of.update)(of.begin(jax.random.key(2)), batch, key)
-    (mean, mean_told), (other, other_told) = found["ls"], found[name]
-    np.testing.assert_allclose(mean_told.losses, other_told.losses, rtol=1e-6)
-    np.testing.assert_allclose(mean.log_alpha, other.log_alpha, rtol=1e-6)
-    for agent in (mean, other):
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(agent.critics))
+@functools.cache
+def updated(name):
+    """An agent before and after a few updates, and ``(rate, agent, seed) -> (agent, told)``.
+
+    What is rewarded in a task is punished in the next, so that their gradients conflict.
+    """
+    method = _methods.METHODS[name]
+    more = dict.fromkeys(method.takes, 0.01)
+
+    @jax.jit
+    def at_rate(rate, agent, *drawn):
+        of = sac.functions(K, SIZES, OWN._replace(learning_rate=rate), method, more)
+        return of.update(agent, *drawn)
+
+    def update(rate, agent, seed):
+        batch = transitions(seed)._replace(rewards=np.full((K, B), [[10], [-10], [20]], np.float32))
+        return at_rate(rate, agent, batch, jax.random.key(seed))
+
+    begun = agent = functions(name, **more).begin(jax.random.key(2))
+    for seed in range(4):
+        agent, _ = update(1e-3, agent, seed)
+    return begun, agent, update
+
+
+@pytest.mark.parametrize("name", ["uw", "nash-mtl", "graddrop", "pcgrad", "famo", "nash-two-pass"])
+def test_a_method_changes_the_critics_and_nothing_else(name):
+    """Not what reaches the actor, the temperatures and the targets from the same critics."""
+    (begun, of_mean, by_mean), (_, agent, by_method) = updated("ls"), updated(name)
+    apart = jax.tree.map(lambda own, mean: np.abs(own - mean).max(), agent.critics, of_mean.critics)
+    assert max(jax.tree.leaves(apart)) > 1e-5
+    # At a rate of 0 the critics stay as they are, and Adam's moments still tell the gradients.
+    own, told = by_method(0.0, agent, 9)
+    mean, told_of_mean = by_mean(0.0, agent._replace(critic_opt=begun.critic_opt), 9)
+    same = [own._replace(critic_opt=None), told._replace(task_weights=None)]
+    expected = [mean._replace(critic_opt=None), told_of_mean._replace(task_weights=None)]
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(near, same, expected)
+
+
+@pytest.mark.parametrize("network", list(sac.NETWORKS))
+def test_every_part_of_a_network_learns(network):
+    """Each leaf of the actor and of both critics, and in it that of each head or module."""
+    of = functions("famo", OWN._replace(network=network), gamma=1e-3)
+    begun = agent = of.begin(jax.random.key(2))
+    update = jax.jit(of.update)
+    for step in range(2):
+        agent, told = update(agent, transitions(step), jax.random.key(step))
+        assert np.isfinite(told.losses).all()
+        assert np.isfinite(told.entropy).all()
+
+    def learns(before, after):
+        assert np.isfinite(after).all()
+        assert np.any(before != after, axis=tuple(range(max(after.ndim - 2, 0), after.ndim))).all()
+
+    jax.tree.map(learns, begun.actor, agent.actor)
+    for twin in range(2):
+        jax.tree.map(
+            lambda before, after, j=twin: learns(before[j], after[j]), begun.critics, agent.critics
+        )
 
 
 def test_no_loss_of_an_actor_is_below_its_bound():

@@ -13,6 +13,7 @@ import pytest
 from famo_jax.experiments import (
     _benchmark,
     _checkpoint,
+    _command,
     _epochs,
     _files,
     _methods,
@@ -26,7 +27,6 @@ from famo_jax.experiments.problems import _problem, _views, dense
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
 NAMES = ["ls", "si", "famo", "famo-one-pass"]
-SIZES = ["--quick", "--batch-size=2", "--width=16", "--levels=1", "--learning-rate=1e-2"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,7 @@ def rooms(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory, rooms, run_study):
     folder = tmp_path_factory.mktemp("nyuv2")
-    return folder, *run_study("nyuv2", folder, *SIZES, "--data", str(rooms))
+    return folder, *run_study("nyuv2", folder, "--quick", "--data", str(rooms))
 
 
 # --- What is trained ------------------------------------------------------------------------------
@@ -77,8 +77,8 @@ def test_killed_and_resumed_it_ends_with_the_same_figures(
     with monkeypatch.context() as patch:
         patch.setattr(_checkpoint, "save", then_stop)
         with pytest.raises(SystemExit):
-            run_study("nyuv2", tmp_path / "out", *SIZES, *own)
-    run_study("nyuv2", tmp_path / "out", *SIZES, *own, "--resume")
+            run_study("nyuv2", tmp_path / "out", "--quick", *own)
+    run_study("nyuv2", tmp_path / "out", "--quick", *own, "--resume")
     with np.load(folder / "runs.npz") as whole, np.load(tmp_path / "out" / "runs.npz") as resumed:
         assert {name for name in whole if name.startswith(("famo/", "truth/"))} == set(resumed)
         for name in resumed:
@@ -90,8 +90,8 @@ def parts(rooms):
     return [dense.NYUV2.load(rooms, split) for split in ("train", "val")]
 
 
-def arm_of(parts, method, steps=1, **plan):
-    problem = dense.problem(dense.NYUV2, *parts, dense.Plan("segnet", 8, 1, **plan))
+def arm_of(parts, method, steps=1, network="segnet", **plan):
+    problem = dense.problem(dense.NYUV2, *parts, dense.Plan(network, 8, 1, **plan))
     data = problem.load_data(steps, [0], 4)
     settings = [{"learning_rate": 1e-3, "gamma": 1e-3}]
     constant = lambda setting, steps: setting["learning_rate"]
@@ -118,10 +118,10 @@ def stepped(arm):
     return run(variables, arm.data.pool)
 
 
-@pytest.mark.parametrize("both", [True, False])
-def test_batch_statistics_move_once_or_in_both_passes(parts, both):
+@pytest.mark.parametrize(("network", "both"), [("segnet", True), ("segnet", False), ("mtan", True)])
+def test_batch_statistics_move_once_or_in_both_passes(parts, network, both):
     """Of the same augmented batch."""
-    arm = arm_of(parts, _methods.METHODS["famo"], both_passes=both)
+    arm = arm_of(parts, _methods.METHODS["famo"], network=network, both_passes=both)
     after, trace, (losses, once), (_, twice) = stepped(arm)
     np.testing.assert_allclose(trace.losses[0], losses, rtol=1e-5)
     expected, other = (twice, once) if both else (once, twice)
@@ -131,12 +131,26 @@ def test_batch_statistics_move_once_or_in_both_passes(parts, both):
     assert max(float(jnp.abs(own - far).max()) for own, _, far in zip(*leaves, strict=True)) > 1e-3
 
 
-def test_aggregation_at_the_features_moves_the_statistics_too(parts):
-    arm = arm_of(parts, _methods.METHODS["mgda"])
+@pytest.mark.parametrize("network", ["segnet", "mtan"])
+def test_aggregation_at_the_features_moves_the_statistics_too(parts, network):
+    arm = arm_of(parts, _methods.METHODS["mgda"], network=network)
     after, trace, (losses, once), _ = stepped(arm)
     np.testing.assert_allclose(trace.losses[0], losses, rtol=1e-5)
     for own, same in zip(*map(jax.tree.leaves, (after.state, once)), strict=True):
         np.testing.assert_allclose(own, same, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", ["segnet", "mtan"])
+def test_networks_are_evaluated_by_running_statistics(parts, network):
+    """So that how many scenes are looked at together makes no difference to pooled metrics."""
+    problem = dense.problem(dense.NYUV2, *parts, dense.Plan(network, 8, 1))
+    params, state = jax.tree.map(lambda leaf: leaf[0], problem.init([0]))
+    own = lambda size: jax.tree.map(lambda leaf: leaf[0], problem.load_data(1, [0], size).test)
+    metrics = jax.jit(problem.metrics)
+    (_, one), (_, four) = (np.split(metrics(params, state, own(size)), 2) for size in (1, 4))
+    np.testing.assert_allclose(one, four, rtol=1e-4)
+    moved = jax.tree.map(lambda leaf: leaf + 1, state)
+    assert np.abs(np.split(metrics(params, moved, own(4)), 2)[1] - four).max() > 1e-3
 
 
 def test_an_epoch_is_all_scenes_once_and_a_smaller_batch_at_the_end(parts):
@@ -332,7 +346,7 @@ def test_presets_are_the_official_settings():
 def test_without_an_epoch_a_step_of_each_method_is_measured(rooms, tmp_path, run_study):
     """The second pass, whose statistics count, is computed once: a third of a plain step."""
     own = ["--epochs", "0", "--augment", "no", "--data", str(rooms), "--methods", "famo", "mgda"]
-    printed, summary = run_study("nyuv2", tmp_path, *SIZES, *own)
+    printed, summary = run_study("nyuv2", tmp_path, "--quick", *own)
     assert set(summary["steps"]) == {"ls", "famo", "mgda"}
     cost = {name: each["operations"] for name, each in summary["steps"].items()}
     assert 1.2 < cost["famo"] / cost["ls"] < 1.45
@@ -345,12 +359,25 @@ def test_without_an_epoch_a_step_of_each_method_is_measured(rooms, tmp_path, run
 # --- CityScapes, single-task networks -------------------------------------------------------------
 
 
-def test_single_task_networks_are_the_baseline_where_they_are_trained(tmp_path, run_study):
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory, run_study):
+    folder = tmp_path_factory.mktemp("streets")
+    make.main(["streets", "--out", str(folder / "data"), "--count", "16", "4", "--size", "32x64"])
+    options = ["--data", str(folder / "data"), "--methods", *NAMES, "stl"]
+    return folder / "out", *run_study("cityscapes", folder / "out", "--quick", *options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_epochs_on_streets_lower_both_losses(streets, name):
+    losses = np.array(streets[2]["methods"][name]["losses"])
+    assert losses.shape == (2, 2)
+    assert (losses[1] < losses[0]).all()
+
+
+def test_single_task_networks_are_the_baseline_where_they_are_trained(streets):
     """Each tells its own metrics alone."""
-    make.main(["streets", "--out", str(tmp_path / "data"), "--count", "8", "4", "--size", "32x64"])
-    options = ["--data", str(tmp_path / "data"), "--methods", "ls", "stl", "--width", "8"]
-    printed, summary = run_study("cityscapes", tmp_path / "out", *SIZES, *options)
-    with np.load(tmp_path / "out" / "runs.npz") as arrays:
+    folder, printed, summary = streets
+    with np.load(folder / "runs.npz") as arrays:
         semantic, depth = (arrays[f"stl-{task}/test"][0, 0, :4] for task in ("semantic", "depth"))
         ours = arrays["ls/test"][0, 0, :4]
     np.testing.assert_array_equal(np.isfinite(semantic), [True, True, False, False])
@@ -362,7 +389,7 @@ def test_single_task_networks_are_the_baseline_where_they_are_trained(tmp_path, 
         100 * changes.mean(), rel=1e-3
     )
     assert "Δm is against it" in printed
-    assert list(summary["methods"]) == ["ls"]
+    assert list(summary["methods"]) == NAMES
 
 
 def test_of_several_rates_a_task_takes_what_is_best_for_it():
@@ -376,11 +403,44 @@ def test_of_several_rates_a_task_takes_what_is_best_for_it():
     np.testing.assert_array_equal(found["test"], [13, 14])
 
 
+class PlannedError(Exception):
+    """Nothing is trained."""
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ([], {}),
+        (["--statistics", "first"], {"both_passes": False}),
+        (["--inverse-depth", "multiply"], {"inverse_depth": "multiply"}),
+        (["--augment", "no"], {"augment": False}),
+        (["--held-out", "2"], {"held_out": 2}),
+        (["--stream", "yes"], {"stream": True}),
+    ],
+)
+def test_what_is_odd_is_official_by_default_and_has_a_switch(
+    given, changed, rooms, tmp_path, monkeypatch
+):
+    def problem(benchmark, train, test, plan, task=None):
+        assert plan == dense.Plan("segnet", 16, 1)._replace(**changed)
+        raise PlannedError
+
+    assert dense.Plan() == ("mtan", 64, 5, False, True, "divide", True, 0)
+    scenes = dense.NYUV2.load(rooms, "train")
+    monkeypatch.setattr(dense, "problem", problem)
+    cities = dense.CITYSCAPES._replace(load=lambda data, split: scenes)
+    monkeypatch.setattr(dense, "CITYSCAPES", cities)
+    with pytest.raises(PlannedError):
+        cityscapes.main(["--quick", *given, "--data", str(rooms), "--out", str(tmp_path)])
+    options = _command.parse(cityscapes.STUDY, ["--out", str(tmp_path)])
+    assert (options.gamma, options.aggregate_at) == ([1e-2], "features")
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
 def test_what_does_not_fit_ends_in_one_line(rooms, tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*expected more than 16 scenes to train on"):
-        nyuv2.main([*SIZES, "--data", str(rooms), "--held-out", "16", "--out", str(tmp_path)])
+        nyuv2.main(["--quick", "--data", str(rooms), "--held-out", "16", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: .*a folder with image, label, depth, normal"):
-        nyuv2.main([*SIZES, "--data", str(tmp_path), "--out", str(tmp_path)])
+        nyuv2.main(["--quick", "--data", str(tmp_path), "--out", str(tmp_path)])

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -50,9 +49,9 @@ def cached(name: str, kind: type[T], make: Callable[[], T]) -> T:
     fields: Sequence[str] = kind._fields  # type: ignore[attr-defined]
     path = folder() / f"{name}.npz"
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return kind(*(arrays[field] for field in fields))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        arrays = _files.load(path)
+        return kind(*(arrays[field] for field in fields))
+    except _files.DAMAGED:
         pass
     made, buffer = make(), io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **dict(zip(fields, made, strict=True)))
@@ -83,7 +82,7 @@ def mapped(
     place = folder() / (whose + key(files))
     try:
         return _open(place, fields)
-    except (OSError, ValueError, EOFError):
+    except _files.DAMAGED:
         shutil.rmtree(place, ignore_errors=True)  # damaged, if there: they are made again
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -72,13 +72,30 @@ def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
       OSError: One of them has died.
     """
     spawn = multiprocessing.get_context("spawn")  # a fork would share JAX's threads and their locks
-    with ProcessPoolExecutor(count or os.cpu_count(), spawn, _begin) as pool:
+    count = count or os.cpu_count() or 1
+    with ProcessPoolExecutor(count, spawn, _begin) as pool:
         try:
+            with _interrupts_waiting():
+                for _ in range(count):
+                    pool.submit(os.getpid)  # starts one
             yield pool
         except BrokenProcessPool as error:
             raise OSError("a process of the simulator died, for want of memory perhaps") from error
         finally:
             pool.shutdown(cancel_futures=True)  # and waits: what it began ends first
+
+
+@contextlib.contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Until the end of the block; in processes that it starts, for good."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

@@ -94,6 +94,7 @@ def f1(counts: jax.Array) -> jax.Array:
 def problem(
     train: Faces, validation: Faces, test: Faces, *, width: int = FILTERS[0],
     both_passes: bool = True, task: str | None = None, statistics: str = "running",
+    stream: bool = False,
 ) -> Problem:  # fmt: skip
     """All attributes, or one: the others' metrics then are NaN.
 
@@ -105,16 +106,22 @@ def problem(
       both_passes: As official: the second pass of a two-pass method moves batch statistics too.
       task: The one task. None: all.
       statistics: By which batch norm is evaluated: "running" or "batch".
+      stream: Whether faces come some steps at a time, or all are on the device.
     """
     at = np.array([i for i, each in enumerate(TASKS) if task in (None, each.name)])
     make: _problem.Make = lambda rngs: Network(len(at), rngs, width)
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def load_data(steps: int, seeds: Sequence[int], batch_size: int) -> Data:
-        stream, epoch = _problem.epochs_of(np.arange(len(train.image)), seeds, batch_size)
-        held_out = [_problem.held_out_of(part, seeds, batch_size) for part in (validation, test)]
+        rows, epoch = _problem.epochs_of(np.arange(len(train.image)), seeds, batch_size)
+        of_validation, of_test = (
+            _problem.held_out_of(part, seeds, batch_size) for part in (validation, test)
+        )
+        if stream:
+            from_map, at_once = _problem.streamed(rows, train), _problem.AT_ONCE
+            return Data(from_map, of_validation, of_test, epoch=epoch, at_once=at_once)
         pool = Faces(*map(jnp.asarray, train))
-        return Data(stream, held_out[0], held_out[1], pool=pool, epoch=epoch)
+        return Data(rows, of_validation, of_test, pool=pool, epoch=epoch)
 
     def inputs(batch: Faces) -> jax.Array:
         return jnp.asarray(batch.image, jnp.float32) / 255

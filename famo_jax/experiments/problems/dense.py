@@ -167,9 +167,11 @@ def count(outputs: Outputs, scenes: Scenes) -> Counts:
         valid = is_normal(scenes)
         cosine = jnp.sum(outputs["normal"] * scenes.normal, axis=-1)
         angle = jnp.rad2deg(jnp.arccos(jnp.clip(cosine, -1, 1)))
+        average = mean(angle, valid, jnp.nan)  # NaN where one of them is
         median = jnp.nanmedian(jnp.where(valid, angle, jnp.nan))
+        median = jnp.where(jnp.isnan(average), jnp.nan, median)
         shares = [mean(angle < most, valid, jnp.nan) for most in WITHIN]
-        found["normal"] = jnp.stack([mean(angle, valid, jnp.nan), median, *shares])
+        found["normal"] = jnp.stack([average, median, *shares])
         found["normal_pixels"] = jnp.sum(valid)
         bins = (angle * BINS).astype(jnp.int32).ravel()
         length = 180 * BINS + 1
@@ -192,13 +194,16 @@ def metrics_of(counts: Counts, outputs: Sequence[str]) -> jax.Array:
         pooled.append(official[0])
     for name in ("depth", "normal"):
         if name in outputs:
-            own, pixels = getattr(counts, name), getattr(counts, f"{name}_pixels")
-            official.append(jnp.nanmean(own, axis=0))
-            pooled.append(jnp.nansum(own * (pixels / jnp.sum(pixels))[:, None], axis=0))
+            own, pixels = getattr(counts, name), getattr(counts, f"{name}_pixels")[:, None]
+            # A batch without a valid pixel, of which the official code makes NaN, counts nowhere.
+            official.append(jnp.mean(own, axis=0, where=pixels > 0))
+            total = jnp.sum(own * pixels, axis=0, where=pixels > 0)
+            pooled.append(total / jnp.sum(pixels))
     if "normal" in outputs:
         angles = jnp.cumsum(jnp.sum(counts.angles, axis=0))
         half = jnp.searchsorted(angles, (angles[-1] + 1) // 2)
-        pooled[-1] = pooled[-1].at[1].set((half + 0.5) / BINS)
+        median = jnp.where(jnp.isnan(pooled[-1][0]), jnp.nan, (half + 0.5) / BINS)
+        pooled[-1] = pooled[-1].at[1].set(median)
     every = [metric for task in outputs for metric in METRICS[task]]
     percent = jnp.array([100.0 if "%" in metric.metric else 1.0 for metric in every])
     return jnp.concatenate([percent * jnp.concatenate(own) for own in (official, pooled)])

@@ -2,9 +2,9 @@ r"""Ten robots by imitation: a network learns what Meta-World's scripted experts
 
 The tasks are those of MT10. Of each the expert shows episodes, disturbed by noise so that it also
 shows how to come back; the targets are what it wants to do, undisturbed and unclipped. Experts
-differ in how hard they push, so the losses, mean square errors of the same four numbers, differ by
-two orders of magnitude. One network is told which task it has. Goals of training, validation and
-test are different ones; the rest of the simulation is not random.
+differ in how hard they push, and so do the losses in size, mean square errors of the same four
+numbers. One network is told which task it has. Goals of training, validation and test are different
+ones; the rest of the simulation is not random.
 """
 
 import functools

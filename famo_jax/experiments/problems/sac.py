@@ -253,7 +253,7 @@ class Told(NamedTuple):
     """What an update leaves behind."""
 
     losses: jax.Array  # [K], of the critics
-    task_weights: jax.Array  # [K], z; 1/K of a method without
+    task_weights: jax.Array  # [K], z; NaN of a method without logits
     entropy: jax.Array  # [K], minus the mean log probability
 
 
@@ -355,7 +355,7 @@ def functions(
         def losses_fn(critics: Any) -> tuple[jax.Array, None]:
             return critic_losses(values(critics, batch.observations, batch.actions), y), None
 
-        z = jnp.full(k, 1 / k)
+        z = jnp.full(k, jnp.nan)
         if method.has_logits:
             z = famo_jax.task_weights(agent.critic_opt)
         losses, _, critics, critic_opt = weighed(losses_fn, agent.critics, agent.critic_opt)
