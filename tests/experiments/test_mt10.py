@@ -354,6 +354,34 @@ def test_an_interrupt_while_a_process_starts_ends_without_a_word(tmp_path):
     assert program.returncode == 130
 
 
+INTERRUPTED = """
+import os
+import signal
+import sys
+import threading
+import time
+from famo_jax.experiments import _command
+from famo_jax.experiments.problems import _metaworld
+
+def main():
+    interrupt = threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with _metaworld.processes(2):
+        time.sleep(60)
+
+if __name__ == "__main__":
+    _command.ends_in_words(main)()
+"""
+
+
+@pytest.mark.parametrize("delay", ["0.005", "0.02"])
+def test_an_interrupt_while_processes_are_made_waits_until_they_are(delay, tmp_path):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    own = [sys.executable, str(tmp_path / "program.py"), delay]
+    program = subprocess.run(own, capture_output=True, text=True, timeout=50)
+    assert (program.returncode, program.stdout, program.stderr) == (130, "", "")
+
+
 def test_the_paper_is_the_official_protocol(tmp_path):
     options = _command.parse(study.STUDY, ["--preset", "paper", "--out", str(tmp_path)])
     own = study.settings_of(options, study.OFFICIAL)

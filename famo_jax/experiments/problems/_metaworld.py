@@ -88,14 +88,18 @@ def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
 @contextlib.contextmanager
 def _interrupts_waiting() -> Iterator[None]:
     """Until the end of the block; in processes that it starts, for good."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    blocks = hasattr(signal, "pthread_sigmask")  # not on Windows
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if seen and callable(before):
+        before(signal.SIGINT, None)
 
 
 def _begin() -> None:
