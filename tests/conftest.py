@@ -14,6 +14,8 @@ def pytest_configure(config):
     entries in place, and would find but a part of one that is being written, or was when its
     process was killed.
     """
+    if jax.__version_info__ < (0, 10):  # what 0.6 finds there computes another thing now and then
+        return
     config.stash[FOLDER] = tempfile.mkdtemp()
     jax.config.update("jax_compilation_cache_dir", config.stash[FOLDER])
 
