@@ -1,4 +1,4 @@
-"""A training step of a problem by a method, traced."""
+"""Of a run its plan alone, and a training step of a problem by a method, traced."""
 
 import re
 
@@ -7,8 +7,12 @@ import jax
 from famo_jax.experiments import _methods, _train
 
 
+class PlannedError(Exception):
+    """Raised where training would begin."""
+
+
 def traced(problem, name, steps=2):
-    """Its arm, and of some steps in a row the program: of setting, variables, rows and pool."""
+    """The variables' shapes, and of some steps the program and the shapes that come out."""
     method = _methods.METHODS[name]
     setting = {"learning_rate": 1e-3, **dict.fromkeys(method.takes, 0)}
     data = problem.load_data(steps, [0], 8)

@@ -15,6 +15,7 @@ from famo_jax.experiments import celeba as study
 from famo_jax.experiments.make import __main__ as make
 from famo_jax.experiments.problems import celeba
 from famo_jax.experiments.problems._face_files import Faces
+from tests.experiments.steps import PlannedError
 
 # F1 by attribute of FairGrad's authors: github.com/OptMN-Lab/FairGrad, issue 1.
 FAIRGRAD = [
@@ -233,10 +234,6 @@ def test_the_last_epoch_may_be_tested_instead(two, drawn, tmp_path, run_study):
         assert not np.array_equal(arrays["ls/test"], arrays["ls/validation"])
     assert summary["methods"]["ls"]["best_epoch"] == [2]
     assert "tested last" in printed
-
-
-class PlannedError(Exception):
-    """Nothing is trained."""
 
 
 @pytest.mark.parametrize(

@@ -263,10 +263,6 @@ def test_columns_with_tasks_of_their_own_have_single_networks_of_their_own():
     assert pairs == [("a", "ls"), ("b", "stl"), ("b", "ls")]
 
 
-class PlannedError(Exception):
-    """Nothing is trained."""
-
-
 @pytest.mark.parametrize(
     ("given", "place"),
     [
@@ -278,10 +274,10 @@ class PlannedError(Exception):
 def test_task_gradients_are_taken_where_it_is_said(given, place, monkeypatch, tmp_path):
     def run(plan, session, **more):
         assert [arm.problem.place for arm in next(plan)] == [place] * 3
-        raise PlannedError
+        raise steps.PlannedError
 
     monkeypatch.setattr(_train, "run", run)
-    with pytest.raises(PlannedError):
+    with pytest.raises(steps.PlannedError):
         study.main([*GRID, "--methods", "nash-mtl", *given, "--out", str(tmp_path)])
 
 

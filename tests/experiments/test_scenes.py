@@ -24,6 +24,7 @@ from famo_jax.experiments import (
 )
 from famo_jax.experiments.make import __main__ as make
 from famo_jax.experiments.problems import _problem, _views, dense
+from tests.experiments.steps import PlannedError
 
 TABLES = tomllib.loads((Path(__file__).parents[1] / "data" / "paper_tables.toml").read_text())
 NAMES = ["ls", "si", "famo", "famo-one-pass"]
@@ -401,10 +402,6 @@ def test_of_several_rates_a_task_takes_what_is_best_for_it():
     assert settings == [1, 1]
     np.testing.assert_array_equal(found["validation"], [3, 4])
     np.testing.assert_array_equal(found["test"], [13, 14])
-
-
-class PlannedError(Exception):
-    """Nothing is trained."""
 
 
 @pytest.mark.parametrize(
